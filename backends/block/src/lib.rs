@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The contract between everything that stores blocks and everything that wants them stored.
+//!
+//! A [`Device`] is shared by all threads. Each reactor opens its own [`Channel`] on it and submits [`Io`]s
+//! there; a channel completes an `Io` on the spot or returns an [`IoFuture`] that the submitter polls.
+//! Layers (cache, encryption, faults, …) are devices over `Arc<dyn Device>`.
+//!
+//! What it leaves out: NVMe (see `nvme-emu`), where memory comes from (the submitter's guard keeps it mapped).
+
+pub mod device;
+pub mod error;
+pub mod future;
+pub mod io;
+pub mod reactor;
+
+pub use device::{Abilities, Channel, Device, Info, Submission};
+pub use error::{Error, ErrorKind};
+pub use future::IoFuture;
+pub use io::{Completed, Flags, Io, Op, Segment};
+pub use reactor::Reactor;

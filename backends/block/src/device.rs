@@ -1,0 +1,87 @@
+//! [`Device`] and [`Channel`]: what a block device is, and a reactor's own way into it.
+
+use crate::{Completed, Error, Io, IoFuture, Reactor};
+
+/// Geometry and abilities of a device at this moment (a resize changes `blocks`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Info {
+    /// Bytes in a block: a power of two, 512 to 65536.
+    pub block_size: u32,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// The unit, in blocks, in which reads and writes are fastest (a power of two; 1 where it does not matter).
+    pub preferred_granularity: u32,
+    /// Blocks written at once are seen wholly or not at all after a power failure (at least 1).
+    pub atomic_write_blocks: u32,
+    /// The unit, in blocks, in which discards give space back (at least 1).
+    pub discard_granularity: u32,
+    /// Operations and guarantees.
+    pub abilities: Abilities,
+}
+
+impl Info {
+    /// A plain device of `blocks` blocks of `block_size` bytes without any special ability.
+    pub fn new(block_size: u32, blocks: u64) -> Self {
+        Self {
+            block_size,
+            blocks,
+            preferred_granularity: 1,
+            atomic_write_blocks: 1,
+            discard_granularity: 1,
+            abilities: Abilities::empty(),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.blocks.saturating_mul(u64::from(self.block_size))
+    }
+}
+
+bitflags::bitflags! {
+    /// What a device can do besides reading.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Abilities: u32 {
+        /// Accepts writes.
+        const WRITE = 1 << 0;
+        /// Acknowledged writes may be lost in a power failure until a flush (NVMe VWC).
+        const VOLATILE_CACHE = 1 << 1;
+        /// Has discard.
+        const DISCARD = 1 << 2;
+        /// Has write zeroes.
+        const WRITE_ZEROES = 1 << 3;
+        /// A discarded range reads as zeroes.
+        const DISCARD_ZEROES = 1 << 4;
+    }
+}
+
+/// A block device, shared by all threads.
+///
+/// Ranges that reach a device come from a guest: a device must answer any range, length or segment list with
+/// an error, never a panic. Every device of this repository passes `block::conformance`.
+pub trait Device: Send + Sync + 'static {
+    /// Geometry and abilities.
+    fn info(&self) -> Info;
+
+    /// Opens the calling reactor's own way in. Cheap enough to be called per controller and reactor.
+    fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error>;
+}
+
+/// One reactor's way into a device: not `Send`, takes no locks.
+pub trait Channel {
+    /// Starts an `Io`. The channel never blocks the thread; what cannot be done at once goes into the future.
+    ///
+    /// Dropping the future cancels the `Io` as far as it can be cancelled; memory that the kernel may still
+    /// touch stays mapped through the `Io`'s guard until the kernel is done with it.
+    fn submit(&self, io: Io) -> Submission;
+}
+
+/// How a channel answered.
+#[must_use = "a submitted Io is completed here or by this future"]
+pub enum Submission {
+    /// Completed on the spot.
+    Done(Completed),
+    /// Will complete when this future resolves; nothing happens unless it is polled.
+    Pending(IoFuture),
+}

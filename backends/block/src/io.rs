@@ -1,0 +1,198 @@
+//! [`Io`]: one operation on a block range, its buffers, and the obligation to complete it exactly once.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use crate::Error;
+
+/// What an [`Io`] does to its block range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Op {
+    /// Device to segments.
+    Read,
+    /// Segments to device.
+    Write,
+    /// Everything acknowledged before becomes durable. No range, no segments.
+    Flush,
+    /// The range's contents are no longer needed; it reads as zeroes afterwards or keeps its data. No segments.
+    Discard,
+    /// The range reads as zeroes afterwards. No segments.
+    WriteZeroes,
+}
+
+bitflags::bitflags! {
+    /// How an [`Io`] is to be carried out.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Flags: u32 {
+        /// Durable before it completes (NVMe FUA).
+        const FUA = 1 << 0;
+        /// Fail fast rather than retry long (NVMe LR).
+        const LIMITED_RETRY = 1 << 1;
+        /// Write zeroes may give the space back (NVMe DEAC).
+        const MAY_UNMAP = 1 << 2;
+    }
+}
+
+/// A piece of memory that a device reads from or writes to: mapped guest memory or a pool buffer.
+///
+/// Guest memory may change at any moment, so it is never seen through a reference: only by the raw copies
+/// here, or by its address in the hands of the kernel. Reachable only through the [`Io`] whose guard keeps
+/// it mapped, hence neither `Clone` nor `Copy`.
+#[derive(Debug)]
+pub struct Segment {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+impl Segment {
+    /// A segment of `len` bytes at `ptr`.
+    ///
+    /// # Safety
+    /// `ptr..ptr + len` must be mapped, readable and (for a segment of [`Op::Read`]) writable, until the
+    /// guard of the `Io` that it is put into is dropped; and no Rust reference to it may exist meanwhile.
+    pub unsafe fn new(ptr: NonNull<u8>, len: usize) -> Self {
+        Self { ptr, len }
+    }
+
+    /// Where it starts, for the kernel or a C library. Valid while the `Io` lives.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies `src` into the segment from byte `offset` on; returns how many bytes fitted.
+    pub fn write(&self, offset: usize, src: &[u8]) -> usize {
+        let n = src.len().min(self.len.saturating_sub(offset));
+        if n > 0 {
+            // SAFETY: `offset + n <= len`, mapped and writable by `new`'s contract; `src` is a distinct
+            // Rust slice, so the ranges do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr().add(offset), n) };
+        }
+        n
+    }
+
+    /// Copies from byte `offset` of the segment into `dst`; returns how many bytes there were.
+    pub fn read(&self, offset: usize, dst: &mut [u8]) -> usize {
+        let n = dst.len().min(self.len.saturating_sub(offset));
+        if n > 0 {
+            // SAFETY: `offset + n <= len`, mapped and readable by `new`'s contract; `dst` is a distinct,
+            // exclusively borrowed Rust slice. The bytes are plain data, so a concurrent writer (the guest)
+            // can tear them but not break them.
+            unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), dst.as_mut_ptr(), n) };
+        }
+        n
+    }
+
+    /// Fills the segment with zeroes.
+    pub fn zero(&self) {
+        // SAFETY: mapped and writable by `new`'s contract.
+        unsafe { std::ptr::write_bytes(self.ptr.as_ptr(), 0, self.len) };
+    }
+}
+
+/// Keeps the memory of an [`Io`]'s segments mapped for as long as the `Io` or the kernel may touch it.
+pub type Guard = Rc<dyn Any>;
+
+/// One operation on a block range.
+///
+/// A linear value: whoever holds it must end it with [`Io::complete`]. Dropping it is a defect, which is
+/// logged and reported to the submitter through [`take_lost`], so that nothing waits for ever. (A submitter
+/// that drops the [`IoFuture`](crate::IoFuture) cancels the `Io` on purpose: it ignores its own lost tags.)
+#[derive(Debug)]
+pub struct Io {
+    /// The operation.
+    pub op: Op,
+    /// How to carry it out.
+    pub flags: Flags,
+    /// First block, in blocks of the device. 0 for [`Op::Flush`].
+    pub lba: u64,
+    /// Number of blocks. 0 for [`Op::Flush`].
+    pub blocks: u64,
+    tag: u64,
+    segments: Vec<Segment>,
+    guard: Option<Guard>,
+}
+
+impl Io {
+    /// An `Io` on blocks `lba..lba + blocks` with its buffers, which `guard` keeps mapped. `tag` is the
+    /// submitter's own name for it, seen again only in [`take_lost`].
+    pub fn new(op: Op, lba: u64, blocks: u64, segments: Vec<Segment>, guard: Option<Guard>, tag: u64) -> Self {
+        Self { op, flags: Flags::empty(), lba, blocks, tag, segments, guard }
+    }
+
+    /// The same with `flags`.
+    pub fn with_flags(mut self, flags: Flags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// The buffers, in order. Their bytes sum up to `blocks` for reads and writes.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// What keeps the buffers mapped; a layer that hands them to an inner `Io` clones it.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
+    /// The submitter's name for it.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// Ends the `Io`. The token goes back to the submitter, by return value or as the future's output.
+    pub fn complete(mut self, result: Result<(), Error>) -> Completed {
+        let segments = std::mem::take(&mut self.segments);
+        let guard = self.guard.take();
+        std::mem::forget(self); // its only owned parts were moved out above
+        drop(guard);
+        Completed { result, segments }
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        LOST.with_borrow_mut(|lost| lost.push(self.tag));
+    }
+}
+
+/// Proof that an [`Io`] was completed, its result, and its segment storage for reuse.
+#[derive(Debug)]
+#[must_use = "the submitter waits for it"]
+pub struct Completed {
+    /// How it ended.
+    pub result: Result<(), Error>,
+    segments: Vec<Segment>,
+}
+
+impl Completed {
+    /// The emptied segment storage, to be filled again without an allocation.
+    pub fn into_storage(self) -> Vec<Segment> {
+        let mut segments = self.segments;
+        segments.clear();
+        segments
+    }
+}
+
+thread_local! {
+    static LOST: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Tags of the `Io`s that were dropped on this thread without completion since the last call. The submitter
+/// ends those it still waits for with an internal error and logs the defect.
+pub fn take_lost() -> Vec<u64> {
+    LOST.with_borrow_mut(std::mem::take)
+}
