@@ -1,0 +1,38 @@
+//! [`Host`]: what a PCI function sees of the VMM that is connected to it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{DmaSpace, Interrupts};
+
+/// Guest memory, interrupts and the bus-master switch of one function. Lives as long as the function;
+/// empties when the client leaves.
+#[derive(Debug)]
+pub struct Host {
+    /// Guest memory.
+    pub dma: DmaSpace,
+    /// Interrupts towards the guest.
+    pub interrupts: Interrupts,
+    bus_master: AtomicBool,
+}
+
+impl Host {
+    /// A host with no client, for a function with `msix_vectors` vectors.
+    pub fn new(msix_vectors: u16) -> Self {
+        Self {
+            dma: DmaSpace::new(),
+            interrupts: Interrupts::new(msix_vectors),
+            bus_master: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the function may reach guest memory and raise interrupts (PCI Command register, bit 2, and
+    /// power state D0).
+    pub fn bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+    }
+
+    /// Set by the configuration space.
+    pub fn set_bus_master(&self, on: bool) {
+        self.bus_master.store(on, Ordering::Release);
+    }
+}
