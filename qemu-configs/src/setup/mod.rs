@@ -1,0 +1,135 @@
+//! Makes everything that the test guest needs, once, in a cache.
+
+mod agent;
+mod apt;
+mod boot_disk;
+mod cache;
+mod cpio;
+mod host;
+mod kernel;
+mod root;
+
+use anyhow::{Result, bail};
+use cache::Cache;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The kernel command line of every guest; what differs (the root, extras of a test) is appended. A panic resets the
+/// machine, which ends a QEMU that was started with `-no-reboot`; an NMI from the host makes a guest that hangs say where.
+pub(crate) const CMDLINE: &str = "console=ttyS0 panic=-1 mitigations=off quiet tsc=reliable no_timer_check \
+    random.trust_cpu=on audit=0 selinux=0 apparmor=0 nokaslr unknown_nmi_panic=1";
+
+/// The partition of the bootable disk that holds the root image.
+pub(crate) const BOOT_DISK_ROOT: u32 = 3;
+
+/// The files that setup made.
+#[derive(Clone, Debug)]
+pub struct Assets {
+    /// A QEMU with `vfio-user-pci` (a script around the real program; it execs, so its process id is QEMU's).
+    pub qemu: PathBuf,
+    /// OVMF's code, read-only.
+    pub ovmf_code: PathBuf,
+    /// OVMF's variables: each guest takes a copy.
+    pub ovmf_vars: PathBuf,
+    /// The guest's kernel, uncompressed (PVH): twice as fast to boot as the compressed one when QEMU emulates the CPU.
+    pub kernel: PathBuf,
+    /// The guest's initramfs: the agent and the modules that mount the root.
+    pub initramfs: PathBuf,
+    /// The guest's root image (erofs), shared read-only by all guests.
+    pub root: PathBuf,
+    /// A raw disk image that boots under SeaBIOS and OVMF and mounts its root from an NVMe disk. Copy it before use.
+    pub boot_disk: PathBuf,
+    /// A font for pictures (DejaVu Sans).
+    pub font: PathBuf,
+    /// Where all of that lies.
+    pub cache: PathBuf,
+}
+
+/// Everything that is cached, with the directories that the present sources name for it.
+struct Plan {
+    host: PathBuf,
+    agent: PathBuf,
+    root: PathBuf,
+    boot: PathBuf,
+}
+
+impl Plan {
+    fn new(cache: &Cache) -> Result<Self> {
+        let host = cache.place("host", &host::recipe());
+        let agent = cache.place("agent", &agent::recipe()?);
+        let root = cache.place("root", &(root::recipe() + &name(&agent) + &name(&host)));
+        let boot = cache.place("boot", &(boot_disk::recipe() + &name(&root)));
+        Ok(Self { host, agent, root, boot })
+    }
+
+    fn assets(&self, cache: &Cache) -> Assets {
+        let host = host::Prefix::at(&self.host);
+        Assets {
+            qemu: host.program("qemu-system-x86_64"),
+            ovmf_code: host.file("usr/share/OVMF/OVMF_CODE_4M.fd"),
+            ovmf_vars: host.file("usr/share/OVMF/OVMF_VARS_4M.fd"),
+            kernel: self.root.join("vmlinux"),
+            initramfs: self.root.join("initramfs"),
+            root: self.root.join("root.erofs"),
+            boot_disk: self.boot.join("disk.raw"),
+            font: host.file("usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"),
+            cache: cache.root().to_owned(),
+        }
+    }
+}
+
+/// A directory's name carries its recipe's hash: what is built from it takes the name into its own recipe.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().display().to_string()
+}
+
+impl Assets {
+    /// What an earlier setup made. Touches no network and builds nothing.
+    pub fn locate() -> Result<Self> {
+        let cache = Cache::open()?;
+        let plan = Plan::new(&cache)?;
+        for directory in [&plan.host, &plan.root, &plan.boot] {
+            if !directory.is_dir() {
+                bail!("{} is not there, or is out of date: run `cargo xtask setup`", directory.display());
+            }
+        }
+        Ok(plan.assets(&cache))
+    }
+
+    /// Makes what is missing (about a minute, 200 MB of packages) and says on standard error what it does. Two setups at
+    /// once wait for each other; one that was interrupted is repaired by the next.
+    pub fn setup() -> Result<Self> {
+        if !cfg!(target_arch = "x86_64") {
+            bail!("the test guest needs an x86-64 host");
+        }
+        let cache = Cache::open()?;
+        let _lock = cache.lock()?;
+        let plan = Plan::new(&cache)?;
+        let apt = apt::Apt::new(&cache);
+        cache.make("QEMU, firmware and tools", &plan.host, |to| host::build(&apt, to))?;
+        cache.make("guest agent", &plan.agent, |to| agent::build(&cache, to))?;
+        let host = host::Prefix::at(&plan.host);
+        cache.make("guest kernel and root image", &plan.root, |to| {
+            root::build(&apt, &host, &plan.agent.join(agent::PROGRAM), to)
+        })?;
+        cache.make("bootable disk", &plan.boot, |to| boot_disk::build(&host, &plan.root, to))?;
+        apt.forget()?;
+        cache.link("qemu-system-x86_64", &host.program("qemu-system-x86_64"))?;
+        Ok(plan.assets(&cache))
+    }
+}
+
+/// Runs a command to its end; what it printed is told only when it fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().display().to_string();
+    let output = command.output().map_err(|e| anyhow::anyhow!("start {program}: {e}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
