@@ -1,8 +1,29 @@
 //! Guest memory: [`DmaTable`], an immutable sorted snapshot of what the client mapped, and [`DmaSpace`],
 //! which replaces it whole.
+//!
+//! A range is only ever compared as `len <= size - (iova - start)`: sums of guest addresses wrap.
 
+mod copy;
+mod mapping;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::sigbus::Breakage;
+use mapping::Mapping;
+
+/// The page size the server offers (capability `pgsizes`): addresses, sizes and offsets are multiples.
+pub const PAGE_SIZE: u64 = 4096;
+/// Regions a client may map (capability `max_dma_maps`). Each costs a mapping of this process, of which
+/// vm.max_map_count allows 65530 by default.
+pub const MAX_REGIONS: usize = 16384;
+/// Bytes a client may map with descriptors: half of the addresses a process has are left to others.
+pub const MAX_MAPPED: u64 = 8 << 40;
 
 /// What the device wants to do with guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +32,26 @@ pub enum Access {
     Read,
     /// The device writes guest memory (bit 1).
     Write,
+}
+
+impl Access {
+    const fn flag(self) -> MapFlags {
+        match self {
+            Self::Read => MapFlags::READ,
+            Self::Write => MapFlags::WRITE,
+        }
+    }
+}
+
+bitflags::bitflags! {
+    /// What the device may do with a region (DMA_MAP flags bits 0 and 1).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct MapFlags: u32 {
+        /// The device may read it.
+        const READ = 1 << 0;
+        /// The device may write it.
+        const WRITE = 1 << 1;
+    }
 }
 
 /// Why an address range is of no use to the device.
@@ -29,11 +70,75 @@ pub enum DmaFault {
         iova: u64,
     },
     /// The client mapped it without a descriptor, so it is out of this process's reach.
-    #[error("guest address {iova:#x} was mapped without a descriptor; start the VMM with shared memory (share=on)")]
+    #[error(
+        "guest address {iova:#x} was mapped without a descriptor; start the VMM with shared memory (share=on)"
+    )]
     NotShared {
         /// First address that failed.
         iova: u64,
     },
+}
+
+/// Why a region cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// Size 0.
+    #[error("the region is empty")]
+    Empty,
+    /// The region ends beyond 2^64.
+    #[error("the region wraps around")]
+    Wraps,
+    /// Address, size or offset is not a multiple of [`PAGE_SIZE`].
+    #[error("the region is not aligned to pages")]
+    Misaligned,
+    /// Part of it is mapped already.
+    #[error("the region overlaps another")]
+    Overlap,
+    /// The client has [`MAX_REGIONS`] regions.
+    #[error("too many regions")]
+    TooMany,
+    /// The client would have more than [`MAX_MAPPED`] bytes, or the file offset is out of range.
+    #[error("the region is too large")]
+    TooLarge,
+    /// The file is shorter than the region.
+    #[error("the region ends at byte {end} of a file of {file}")]
+    BeyondFile {
+        /// End of the region in the file.
+        end: u64,
+        /// Size of the file.
+        file: u64,
+    },
+    /// The descriptor is not a file, or its pages come from a process (FUSE).
+    #[error("the descriptor is not memory")]
+    NotMemory,
+    /// The system refused.
+    #[error("cannot map: {0}")]
+    Os(#[source] io::Error),
+}
+
+impl MapError {
+    /// What the client is told.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Empty | Self::Wraps | Self::Misaligned | Self::BeyondFile { .. } | Self::NotMemory => {
+                libc::EINVAL
+            }
+            Self::Overlap => libc::EEXIST,
+            Self::TooMany => libc::ENOSPC,
+            Self::TooLarge => libc::E2BIG,
+            Self::Os(error) => error.raw_os_error().unwrap_or(libc::ENOMEM),
+        }
+    }
+}
+
+/// No region has exactly the range that was to be unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no region starts at {iova:#x} with {size:#x} bytes")]
+pub struct NoSuchRegion {
+    /// Start of the range.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// A set of regions, as a 64-bit filter of their identities: two disjoint masks share no region.
@@ -41,18 +146,87 @@ pub type RegionMask = u64;
 
 /// Remembers the last region a lookup hit. One per queue; never shared.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Hint(#[expect(dead_code, reason = "stub")] usize);
+pub struct Hint(usize);
+
+/// A mapped region of guest memory.
+#[derive(Clone, Debug)]
+struct Region {
+    start: u64,
+    /// At least 1, and `start + (size - 1)` does not wrap.
+    size: u64,
+    flags: MapFlags,
+    /// Unique for the life of the space.
+    id: u64,
+    /// Missing when the client sent no descriptor.
+    mapping: Option<Arc<Mapping>>,
+}
+
+impl Region {
+    fn last(&self) -> u64 {
+        self.start + (self.size - 1)
+    }
+
+    fn mask(&self) -> RegionMask {
+        1 << (self.id % 64)
+    }
+}
+
+/// What a lookup needs of a region, together in one place.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    start: u64,
+    size: u64,
+    /// Host address of `start`; meaningless unless `usable` has bits.
+    host: NonNull<u8>,
+    mask: RegionMask,
+    /// Accesses that need no further look: allowed by the client, and in reach.
+    usable: MapFlags,
+    allowed: MapFlags,
+}
 
 /// An immutable snapshot of guest memory. While it is held, its memory stays mapped into this process.
 #[derive(Debug)]
 pub struct DmaTable {
     generation: u64,
+    /// Sorted by address, disjoint; one for each of `regions`.
+    entries: Vec<Entry>,
+    regions: Vec<Region>,
 }
 
+// SAFETY: the raw addresses in `entries` belong to the mappings in `regions`, which are Send and Sync.
+unsafe impl Send for DmaTable {}
+// SAFETY: as above; a table never changes.
+unsafe impl Sync for DmaTable {}
+
 impl DmaTable {
+    fn new(generation: u64, regions: Vec<Region>) -> Self {
+        let entries = regions
+            .iter()
+            .map(|r| Entry {
+                start: r.start,
+                size: r.size,
+                host: r.mapping.as_ref().map_or(NonNull::dangling(), |m| m.start()),
+                mask: r.mask(),
+                usable: if r.mapping.is_some() { r.flags } else { MapFlags::empty() },
+                allowed: r.flags,
+            })
+            .collect();
+        Self { generation, entries, regions }
+    }
+
     /// Counts the replacements of the table: a later table has a larger generation.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Number of regions.
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
     }
 
     /// Resolves `len` bytes at guest address `iova` to host memory: calls `piece` with pointer and length of
@@ -60,34 +234,129 @@ impl DmaTable {
     /// been reported before. `len` 0 resolves to nothing.
     ///
     /// The pointers are good for raw access while this table is held.
+    #[inline]
     pub fn resolve(
         &self,
         iova: u64,
         len: usize,
         access: Access,
         hint: &mut Hint,
-        piece: impl FnMut(NonNull<u8>, usize),
+        mut piece: impl FnMut(NonNull<u8>, usize),
     ) -> Result<RegionMask, DmaFault> {
-        let _ = (len, access, hint, piece);
-        Err(DmaFault::Unmapped { iova })
+        if let Some(entry) = self.entries.get(hint.0) {
+            let offset = iova.wrapping_sub(entry.start);
+            // `len - 1` wraps for 0, which then takes the long way.
+            if offset < entry.size
+                && (len as u64).wrapping_sub(1) < entry.size - offset
+                && entry.usable.contains(access.flag())
+            {
+                // SAFETY: `offset < size`, and `size` bytes are mapped at `host` while the table lives.
+                piece(unsafe { entry.host.add(offset as usize) }, len);
+                return Ok(entry.mask);
+            }
+        }
+        self.resolve_slow(iova, len, access, hint, &mut piece)
     }
 
-    /// Copies guest memory at `iova` into `data`.
+    #[inline(never)]
+    fn resolve_slow(
+        &self,
+        mut iova: u64,
+        len: usize,
+        access: Access,
+        hint: &mut Hint,
+        piece: &mut dyn FnMut(NonNull<u8>, usize),
+    ) -> Result<RegionMask, DmaFault> {
+        let mut mask = 0;
+        let mut left = len as u64;
+        while left > 0 {
+            let index = self.entries.partition_point(|e| e.start <= iova).wrapping_sub(1);
+            let entry = self.entries.get(index).ok_or(DmaFault::Unmapped { iova })?;
+            let offset = iova - entry.start;
+            if offset >= entry.size {
+                return Err(DmaFault::Unmapped { iova });
+            }
+            if !entry.usable.contains(access.flag()) {
+                let forbidden = !entry.allowed.contains(access.flag());
+                return Err(if forbidden {
+                    DmaFault::Forbidden { iova }
+                } else {
+                    DmaFault::NotShared { iova }
+                });
+            }
+            let here = left.min(entry.size - offset);
+            // SAFETY: `offset < size`, and `size` bytes are mapped at `host` while the table lives.
+            piece(unsafe { entry.host.add(offset as usize) }, here as usize);
+            hint.0 = index;
+            mask |= entry.mask;
+            left -= here;
+            if left > 0 {
+                // Behind the last address there is nothing.
+                iova = iova.checked_add(here).ok_or(DmaFault::Unmapped { iova: u64::MAX })?;
+            }
+        }
+        Ok(mask)
+    }
+
+    /// Copies guest memory at `iova` into `data`. On a fault the beginning may have been copied.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
-        let _ = data;
-        Err(DmaFault::Unmapped { iova })
+        let mut rest = &mut data[..];
+        self.resolve(iova, rest.len(), Access::Read, &mut Hint::default(), |host, len| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
+            // SAFETY: `resolve` vouches for `len` bytes at `host` while this table is held.
+            unsafe { copy::from_guest(host.as_ptr(), now) };
+            rest = later;
+        })
+        .map(drop)
     }
 
-    /// Copies `data` to guest memory at `iova`.
+    /// Copies `data` to guest memory at `iova`. On a fault the beginning may have been copied.
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
-        let _ = data;
-        Err(DmaFault::Unmapped { iova })
+        let mut rest = data;
+        self.resolve(iova, rest.len(), Access::Write, &mut Hint::default(), |host, len| {
+            let (now, later) = rest.split_at(len);
+            // SAFETY: `resolve` vouches for `len` bytes at `host` while this table is held.
+            unsafe { copy::to_guest(now, host.as_ptr()) };
+            rest = later;
+        })
+        .map(drop)
     }
 
     /// The regions of this table that `newer` no longer has.
     pub fn removed(&self, newer: &DmaTable) -> RegionMask {
-        let _ = newer;
-        0
+        let still = |r: &&Region| {
+            let found = newer.regions.binary_search_by_key(&r.start, |n| n.start);
+            found.is_ok_and(|i| newer.regions[i].id == r.id)
+        };
+        self.regions.iter().filter(|r| !still(r)).fold(0, |mask, r| mask | r.mask())
+    }
+}
+
+/// Regions that left the table. What still holds an older table reaches them until they are revoked.
+#[derive(Debug, Default)]
+#[must_use = "a reply to the client may only follow the revocation"]
+pub struct Retired {
+    mappings: Vec<Weak<Mapping>>,
+}
+
+impl Retired {
+    /// Whether anything still holds a table with these regions.
+    pub fn is_held(&self) -> bool {
+        self.mappings.iter().any(|m| m.strong_count() > 0)
+    }
+
+    /// Takes the memory away from whoever still holds it: pointers into it stay good, and reach anonymous
+    /// memory. Returns how many regions were still held.
+    ///
+    /// Kernel I/O that was submitted on the memory before keeps its pages; waiting for that is the
+    /// function's part ([`crate::PciFunction::retire_memory`]).
+    pub fn revoke(self) -> io::Result<usize> {
+        let mut held = 0;
+        for mapping in self.mappings.iter().filter_map(Weak::upgrade) {
+            mapping.revoke()?;
+            held += 1;
+        }
+        Ok(held)
     }
 }
 
@@ -95,22 +364,126 @@ impl DmaTable {
 #[derive(Debug)]
 pub struct DmaSpace {
     table: arc_swap::ArcSwap<DmaTable>,
+    /// Follows the table: a reader that sees a generation here finds that table or a later one.
+    generation: AtomicU64,
+    /// Held while the table is replaced. The identity for the next region.
+    next_id: Mutex<u64>,
+    breakage: Arc<Breakage>,
 }
 
 impl DmaSpace {
     /// An empty address space.
     pub fn new() -> Self {
-        Self { table: arc_swap::ArcSwap::from_pointee(DmaTable { generation: 0 }) }
+        Self {
+            table: arc_swap::ArcSwap::from_pointee(DmaTable::new(0, Vec::new())),
+            generation: AtomicU64::new(0),
+            next_id: Mutex::new(0),
+            breakage: Arc::new(Breakage::new()),
+        }
     }
 
     /// The generation of the current table: one atomic load, for a reactor to see whether its own is stale.
+    #[inline]
     pub fn generation(&self) -> u64 {
-        self.table.load().generation()
+        self.generation.load(Ordering::Acquire)
     }
 
     /// The current table.
     pub fn table(&self) -> Arc<DmaTable> {
         self.table.load_full()
+    }
+
+    /// Maps `size` bytes at guest address `iova` to those of `fd` at `offset`. Without a descriptor the
+    /// region is known but out of reach ([`DmaFault::NotShared`]).
+    pub fn map(
+        &self,
+        iova: u64,
+        size: u64,
+        fd: Option<OwnedFd>,
+        offset: u64,
+        flags: MapFlags,
+    ) -> Result<(), MapError> {
+        if size == 0 {
+            return Err(MapError::Empty);
+        }
+        let last = iova.checked_add(size - 1).ok_or(MapError::Wraps)?;
+        if !(iova | size | offset).is_multiple_of(PAGE_SIZE) {
+            return Err(MapError::Misaligned);
+        }
+        let mut next_id = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.table.load();
+        if old.regions.len() >= MAX_REGIONS {
+            return Err(MapError::TooMany);
+        }
+        let at = old.regions.partition_point(|r| r.start <= iova);
+        let before = at.checked_sub(1).map(|i| &old.regions[i]);
+        if before.is_some_and(|r| r.last() >= iova) || old.regions.get(at).is_some_and(|r| r.start <= last) {
+            return Err(MapError::Overlap);
+        }
+        // Without permission there is nothing to reach.
+        let mapping = match fd {
+            Some(fd) if !flags.is_empty() => {
+                let mapped = old.regions.iter().filter(|r| r.mapping.is_some()).map(|r| r.size).sum::<u64>();
+                if size > MAX_MAPPED - mapped {
+                    return Err(MapError::TooLarge);
+                }
+                Some(Arc::new(Mapping::new(&fd, offset, size, flags, self.breakage.clone())?))
+            }
+            _ => None,
+        };
+        let mut regions = Vec::with_capacity(old.regions.len() + 1);
+        regions.extend_from_slice(&old.regions[..at]);
+        regions.push(Region { start: iova, size, flags, id: *next_id, mapping });
+        regions.extend_from_slice(&old.regions[at..]);
+        *next_id += 1;
+        self.replace(&old, regions);
+        Ok(())
+    }
+
+    /// Unmaps the region that has exactly this range.
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<Retired, NoSuchRegion> {
+        let _replacing = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.table.load();
+        let found = old.regions.binary_search_by_key(&iova, |r| r.start);
+        let index = found.ok().filter(|&i| old.regions[i].size == size).ok_or(NoSuchRegion { iova, size })?;
+        let mut regions = old.regions.clone();
+        let gone = regions.remove(index);
+        self.replace(&old, regions);
+        Ok(Retired { mappings: gone.mapping.iter().map(Arc::downgrade).collect() })
+    }
+
+    /// Unmaps everything.
+    pub fn unmap_all(&self) -> Retired {
+        let _replacing = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.table.load();
+        let mappings = old.regions.iter().filter_map(|r| r.mapping.as_ref()).map(Arc::downgrade).collect();
+        if !old.regions.is_empty() {
+            self.replace(&old, Vec::new());
+        }
+        Retired { mappings }
+    }
+
+    /// Whether the client took mapped memory away (truncated its file) and the device ran into it. What it
+    /// read there was zeroes, what it wrote is lost; the server ends the connection.
+    pub fn is_broken(&self) -> bool {
+        self.breakage.is_broken()
+    }
+
+    /// Becomes readable when [`Self::is_broken`] turns true.
+    pub fn broken_event(&self) -> Option<BorrowedFd<'_>> {
+        self.breakage.event()
+    }
+
+    /// Forgets that memory was taken away, for the next client.
+    pub fn repair(&self) {
+        self.breakage.repair();
+    }
+
+    /// Publishes `regions`. The caller holds the lock.
+    fn replace(&self, old: &DmaTable, regions: Vec<Region>) {
+        let generation = old.generation + 1;
+        self.table.store(Arc::new(DmaTable::new(generation, regions)));
+        self.generation.store(generation, Ordering::Release);
     }
 }
 
