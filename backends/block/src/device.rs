@@ -82,6 +82,17 @@ pub trait Channel {
 pub enum Submission {
     /// Completed on the spot.
     Done(Completed),
-    /// Will complete when this future resolves; nothing happens unless it is polled.
+    /// Will complete when this future resolves; nothing happens unless it is polled. Its waker may be called by
+    /// any thread, at any time.
     Pending(IoFuture),
+}
+
+impl Submission {
+    /// The completion, now or when it comes: for layers over other channels, and tests.
+    pub async fn wait(self) -> Completed {
+        match self {
+            Self::Done(completed) => completed,
+            Self::Pending(future) => future.await,
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use crate::Error;
+use crate::{Abilities, Error, ErrorKind, Info};
 
 /// What an [`Io`] does to its block range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +95,36 @@ impl Segment {
         n
     }
 
+    /// Copies from byte `offset` of the segment to `dst`, at most `len` bytes; returns how many there were.
+    ///
+    /// # Safety
+    /// `dst..dst + len` must be mapped and writable, and not overlap the segment. Like the segment it may be
+    /// shared memory: bytes that others write meanwhile arrive torn.
+    pub unsafe fn read_raw(&self, offset: usize, dst: *mut u8, len: usize) -> usize {
+        let n = len.min(self.len.saturating_sub(offset));
+        if n > 0 {
+            // SAFETY: `offset + n <= len`, mapped and readable by `new`'s contract; `dst` by this one's. Both are
+            // only ever moved as bytes, whose values nothing depends on.
+            unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), dst, n) };
+        }
+        n
+    }
+
+    /// Copies from `src`, at most `len` bytes, into the segment from byte `offset` on; returns how many fitted.
+    ///
+    /// # Safety
+    /// `src..src + len` must be mapped and readable, and not overlap the segment. Like the segment it may be
+    /// shared memory: bytes that others write meanwhile arrive torn.
+    pub unsafe fn write_raw(&self, offset: usize, src: *const u8, len: usize) -> usize {
+        let n = len.min(self.len.saturating_sub(offset));
+        if n > 0 {
+            // SAFETY: `offset + n <= len`, mapped and writable by `new`'s contract; `src` by this one's. Both are
+            // only ever moved as bytes, whose values nothing depends on.
+            unsafe { std::ptr::copy_nonoverlapping(src, self.ptr.as_ptr().add(offset), n) };
+        }
+        n
+    }
+
     /// Fills the segment with zeroes.
     pub fn zero(&self) {
         // SAFETY: mapped and writable by `new`'s contract.
@@ -128,7 +158,14 @@ pub struct Io {
 impl Io {
     /// An `Io` on blocks `lba..lba + blocks` with its buffers, which `guard` keeps mapped. `tag` is the
     /// submitter's own name for it, seen again only in [`take_lost`].
-    pub fn new(op: Op, lba: u64, blocks: u64, segments: Vec<Segment>, guard: Option<Guard>, tag: u64) -> Self {
+    pub fn new(
+        op: Op,
+        lba: u64,
+        blocks: u64,
+        segments: Vec<Segment>,
+        guard: Option<Guard>,
+        tag: u64,
+    ) -> Self {
         Self { op, flags: Flags::empty(), lba, blocks, tag, segments, guard }
     }
 
@@ -151,6 +188,79 @@ impl Io {
     /// The submitter's name for it.
     pub fn tag(&self) -> u64 {
         self.tag
+    }
+
+    /// Bytes in all segments.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.len as u64).sum()
+    }
+
+    /// Checks the `Io` against a device: its range, its segments, whether the device has the operation at all.
+    /// Every device does this first, and may rely on it afterwards: `lba + blocks <= info.blocks`, and the bytes
+    /// of reads and writes are `blocks * block_size`, which fits 64 bits. (A flush has no range: it is ignored.)
+    pub fn check(&self, info: &Info) -> Result<(), Error> {
+        let has = |ability| info.abilities.contains(ability);
+        match self.op {
+            Op::Read => {}
+            Op::Flush if self.segments.is_empty() => return Ok(()),
+            Op::Flush => return Err(Error::new(ErrorKind::InvalidInput, "a flush has no segments")),
+            Op::Write | Op::WriteZeroes | Op::Discard if !has(Abilities::WRITE) => {
+                return Err(Error::new(ErrorKind::ReadOnly, "the device is read-only"));
+            }
+            Op::WriteZeroes if !has(Abilities::WRITE_ZEROES) => {
+                return Err(Error::new(ErrorKind::Unsupported, "the device has no write zeroes"));
+            }
+            Op::Discard if !has(Abilities::DISCARD) => {
+                return Err(Error::new(ErrorKind::Unsupported, "the device has no discard"));
+            }
+            Op::Write | Op::WriteZeroes | Op::Discard => {}
+        }
+        if self.lba.checked_add(self.blocks).is_none_or(|end| end > info.blocks) {
+            return Err(Error::new(ErrorKind::OutOfRange, "the range ends beyond the device"));
+        }
+        let expected = match self.op {
+            Op::Read | Op::Write => self.blocks.checked_mul(u64::from(info.block_size)),
+            _ => Some(0),
+        };
+        if expected != Some(self.bytes()) {
+            return Err(Error::new(ErrorKind::InvalidInput, "the segments do not make up the range"));
+        }
+        Ok(())
+    }
+
+    /// Copies `src` into the segments, from their byte `offset` on as if they were one; returns how many bytes
+    /// fitted.
+    pub fn scatter(&self, offset: usize, src: &[u8]) -> usize {
+        self.each(offset, src.len(), |segment, at, done| segment.write(at, &src[done..]))
+    }
+
+    /// Copies from the segments into `dst`, from their byte `offset` on as if they were one; returns how many
+    /// bytes there were.
+    pub fn gather(&self, offset: usize, dst: &mut [u8]) -> usize {
+        self.each(offset, dst.len(), |segment, at, done| segment.read(at, &mut dst[done..]))
+    }
+
+    /// Walks over `len` bytes of the segments from `offset` on. `copy` gets a segment, where to start in it, and
+    /// how many bytes are done, and returns how many it did.
+    fn each(
+        &self,
+        offset: usize,
+        len: usize,
+        mut copy: impl FnMut(&Segment, usize, usize) -> usize,
+    ) -> usize {
+        let (mut skip, mut done) = (offset, 0);
+        for segment in &self.segments {
+            if done == len {
+                break;
+            }
+            if skip >= segment.len {
+                skip -= segment.len;
+                continue;
+            }
+            done += copy(segment, skip, done);
+            skip = 0;
+        }
+        done
     }
 
     /// Ends the `Io`. The token goes back to the submitter, by return value or as the future's output.

@@ -6,12 +6,17 @@
 //!
 //! What it leaves out: NVMe (see `nvme-emu`), where memory comes from (the submitter's guard keeps it mapped).
 
+pub mod buffer;
+pub mod conformance;
 pub mod device;
 pub mod error;
+pub mod fault;
 pub mod future;
 pub mod io;
 pub mod reactor;
+pub mod testing;
 
+pub use buffer::AlignedBuf;
 pub use device::{Abilities, Channel, Device, Info, Submission};
 pub use error::{Error, ErrorKind};
 pub use future::IoFuture;

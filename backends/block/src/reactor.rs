@@ -1,59 +1,269 @@
 //! [`Reactor`]: what a thread of the data path offers the devices on it: an io_uring, timers, wake-ups.
 //!
 //! The loop itself (which queues are polled, when to sleep) belongs to the program; it calls
-//! [`Reactor::turn`] once per turn and [`Reactor::park`] when there is nothing to do.
+//! [`Reactor::turn`] once per turn and [`Reactor::park`] when there is nothing to do. A waker that is called by
+//! another thread must end a park too: the program's wakers call [`Unparker::unpark`] when they have to.
 
+mod ops;
+mod parker;
+mod ring;
+mod timers;
+
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::time::Duration;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use io_uring::{opcode, squeue, types};
+use rustix::event::EventfdFlags;
+
+use ops::{Effect, OpId, Ops};
+use parker::ParkFlag;
+use ring::Ring;
+use timers::Timers;
+
+pub use ops::RingOp;
+pub use timers::Sleep;
+
+/// User data of a cancellation, whose own result does not matter.
+const CANCEL: u64 = u64::MAX;
+/// User data of the poll of the eventfd that ends a park.
+const BELL: u64 = u64::MAX - 1;
+/// How long a reactor that ends waits for the kernel to let go of what it was given.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+/// Longest sleep, so that no time overflows what the kernel takes.
+const LONGEST_PARK: Duration = Duration::from_secs(3600);
 
 /// A thread's own reactor. Cheap to clone, not `Send`.
 #[derive(Clone)]
-pub struct Reactor(std::rc::Rc<()>);
+pub struct Reactor(Rc<Inner>);
+
+struct Inner {
+    ring: RefCell<Ring>,
+    ops: RefCell<Ops>,
+    timers: RefCell<Timers>,
+    bell: Arc<Bell>,
+    /// The kernel polls the bell's eventfd for us.
+    bell_armed: Cell<bool>,
+}
+
+/// What wakes a parked reactor.
+struct Bell {
+    flag: ParkFlag,
+    eventfd: OwnedFd,
+}
 
 /// Ends a [`Reactor::park`] from any thread.
 #[derive(Clone)]
-pub struct Unparker(std::sync::Arc<()>);
+pub struct Unparker(Arc<Bell>);
 
 impl Reactor {
-    /// A reactor with an io_uring of `entries` submission entries.
+    /// A reactor with an io_uring of `entries` submission entries (at least 8, clamped to what the kernel allows).
     pub fn new(entries: u32) -> io::Result<Self> {
-        let _ = entries;
-        Ok(Self(std::rc::Rc::new(())))
+        let ring = Ring::new(entries)?;
+        let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Rc::new(Inner {
+            ring: RefCell::new(ring),
+            ops: RefCell::new(Ops::new(entries as usize)),
+            timers: RefCell::default(),
+            bell: Arc::new(Bell { flag: ParkFlag::new(), eventfd }),
+            bell_armed: Cell::new(false),
+        })))
     }
 
     /// Submits what was queued (one `io_uring_enter` at most, none when nothing was queued), reaps what
     /// completed, fires timers that are due. Returns how many events there were.
     pub fn turn(&self) -> usize {
-        0
+        self.0.ring.borrow_mut().enter();
+        self.0.reap() + self.0.fire_timers()
     }
 
-    /// Sleeps until an io_uring completion, a timer, an [`Unparker::unpark`] or `max`.
+    /// Sleeps until an io_uring completion, a timer, an [`Unparker::unpark`] or `max`. What happened is for the
+    /// next [`Reactor::turn`] to see.
     pub fn park(&self, max: Duration) {
-        let _ = max;
+        let inner = &*self.0;
+        if !inner.bell.flag.prepare() {
+            return;
+        }
+        if !inner.bell_armed.replace(true) {
+            let poll = opcode::PollAdd::new(types::Fd(inner.bell.eventfd.as_raw_fd()), libc::POLLIN as u32);
+            // SAFETY: the entry points to no memory; the eventfd is open for as long as the ring.
+            unsafe { inner.ring.borrow_mut().push(poll.build().user_data(BELL)) };
+        }
+        let next = inner.timers.borrow_mut().next();
+        let max = max.min(LONGEST_PARK);
+        let timeout = next.map_or(max, |next| max.min(next.saturating_duration_since(Instant::now())));
+        inner.ring.borrow_mut().wait(timeout);
+        inner.bell.flag.finish();
     }
 
     /// A handle that wakes this reactor out of [`Reactor::park`] (and makes the next `park` return at once).
     pub fn unparker(&self) -> Unparker {
-        Unparker(std::sync::Arc::new(()))
+        Unparker(self.0.bell.clone())
     }
 
     /// Resolves after `duration`.
     pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        let _ = duration;
-        std::future::ready(())
+        Sleep::new(self.0.clone(), Instant::now().checked_add(duration))
+    }
+
+    /// Gives an operation to the kernel at the next turn. Never blocks and never fails: what does not fit into the
+    /// submission queue waits outside of it, in order.
+    ///
+    /// # Safety
+    /// - The memory and descriptors that `entry` refers to stay valid until `keep` is dropped, and do not move
+    ///   when `keep` does. (They may be `keep`'s, behind a pointer, or live for ever.)
+    /// - The kernel is free to write to the memory until then, so nothing may be assumed about its contents and no
+    ///   Rust reference may exist to what the kernel writes.
+    /// - The entry makes exactly one completion (no multishot, no zero-copy send, no `CQE_SKIP_SUCCESS`).
+    ///
+    /// `keep` must not own a clone of this [`Reactor`]: an operation that is still in the kernel would then keep
+    /// its own ring alive.
+    pub unsafe fn submit<K: 'static>(&self, entry: squeue::Entry, keep: K) -> RingOp<K> {
+        RingOp::new(self.0.clone(), keep, |id| {
+            // SAFETY: `keep` lives in the `RingOp`, or in the ring when that is dropped early, until the completion
+            // was taken; the rest is the caller's promise.
+            unsafe { self.0.ring.borrow_mut().push(entry.user_data(id.0)) };
+        })
+    }
+
+    /// Operations that were submitted and that the kernel has not completed, cancelled ones included.
+    pub fn in_flight(&self) -> usize {
+        self.0.ops.borrow().in_kernel()
     }
 
     /// Runs `future` and this reactor until the future ends: for tests, tools and control threads.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
-        let _ = future;
+        let mut future = pin!(future);
+        let task = Arc::new(Task { woken: AtomicBool::new(true), unparker: self.unparker() });
+        let waker = Waker::from(task.clone());
+        let mut cx = Context::from_waker(&waker);
         loop {
-            self.park(Duration::from_millis(1));
+            if task.woken.swap(false, Ordering::AcqRel)
+                && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
+            {
+                return output;
+            }
+            if self.turn() == 0 && !task.woken.load(Ordering::Acquire) {
+                self.park(Duration::MAX);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn reap(&self) -> usize {
+        let mut batch = [const { MaybeUninit::uninit() }; ring::BATCH];
+        let mut events = 0;
+        loop {
+            let entries = self.ring.borrow_mut().reap(&mut batch);
+            for entry in entries.iter() {
+                match entry.user_data() {
+                    CANCEL => {}
+                    BELL => self.silence(),
+                    id => {
+                        events += 1;
+                        let effect = self.ops.borrow_mut().complete(OpId(id), entry.result());
+                        // No borrow is held: a waker or a drop may come back to this reactor.
+                        match effect {
+                            Effect::Nothing => {}
+                            Effect::Wake(waker) => waker.wake(),
+                            Effect::Drop(keep) => drop(keep),
+                        }
+                    }
+                }
+            }
+            if entries.len() < ring::BATCH {
+                return events;
+            }
+        }
+    }
+
+    /// The bell rang: drains it; the next park arms it again (and sees at once if it rang meanwhile).
+    fn silence(&self) {
+        self.bell_armed.set(false);
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.bell.eventfd, &mut count); // WouldBlock: drained already
+    }
+
+    fn fire_timers(&self) -> usize {
+        if self.timers.borrow().is_empty() {
+            return 0;
+        }
+        let now = Instant::now();
+        let mut fired = 0;
+        loop {
+            let due = self.timers.borrow_mut().pop_due(now);
+            let Some(waker) = due else { return fired };
+            waker.wake();
+            fired += 1;
+        }
+    }
+
+    /// Asks the kernel to give `id` back soon. Its completion comes in any case.
+    fn cancel(&self, id: OpId) {
+        // SAFETY: the entry points to no memory.
+        unsafe { self.ring.borrow_mut().push(opcode::AsyncCancel::new(id.0).build().user_data(CANCEL)) };
+    }
+}
+
+impl Drop for Inner {
+    /// Every future of this ring holds it, so all operations left are orphans, cancelled ones.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + LAST_WAIT;
+        loop {
+            self.reap();
+            let left = self.ops.borrow().in_kernel();
+            if left == 0 {
+                return;
+            }
+            if Instant::now() >= deadline {
+                tracing::error!(
+                    left,
+                    "the kernel does not give up I/Os of a closed reactor: their memory is leaked"
+                );
+                // The kernel may write to it at any time.
+                std::mem::forget(self.ops.replace(Ops::new(0)));
+                return;
+            }
+            self.ring.borrow_mut().wait(Duration::from_millis(50));
         }
     }
 }
 
 impl Unparker {
-    /// Wakes the reactor.
-    pub fn unpark(&self) {}
+    /// Wakes the reactor. Costs a system call only if the reactor sleeps.
+    pub fn unpark(&self) {
+        if self.0.flag.notify() {
+            // WouldBlock: the counter is full, so the bell rings already.
+            let _ = rustix::io::write(&self.0.eventfd, &1u64.to_ne_bytes());
+        }
+    }
 }
+
+/// The one task of [`Reactor::block_on`].
+struct Task {
+    woken: AtomicBool,
+    unparker: Unparker,
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.unparker.unpark();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,210 @@
+//! Operations in the hands of the kernel, and the futures that wait for them.
+
+use std::any::Any;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::Inner;
+
+/// Names an operation: its slot, and the slot's generation in the upper half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OpId(pub(super) u64);
+
+impl OpId {
+    fn new(generation: u32, slot: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(slot))
+    }
+
+    fn slot(self) -> usize {
+        (self.0 & u64::from(u32::MAX)) as usize
+    }
+
+    fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Slots from here on are never given out, so that the largest user data have other meanings.
+const MAX_SLOTS: u32 = 1 << 24;
+const NO_SLOT: u32 = u32::MAX;
+
+enum Slot {
+    /// The next free slot, or [`NO_SLOT`].
+    Free(u32),
+    /// The kernel has it, and perhaps a future waits.
+    Waiting(Option<Waker>),
+    /// The kernel is done with it; the future has not yet seen the result.
+    Done(i32),
+    /// The kernel has it, and its future is gone: what it owned lives here until the kernel is done.
+    Orphan(Box<dyn Any>),
+}
+
+/// What is to be done about a completion once no borrow is held: both may run any code.
+pub(super) enum Effect {
+    Nothing,
+    Wake(Waker),
+    Drop(Box<dyn Any>),
+}
+
+pub(super) struct Ops {
+    slots: Vec<(u32, Slot)>,
+    free: u32,
+    in_kernel: usize,
+}
+
+impl Ops {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { slots: Vec::with_capacity(capacity), free: NO_SLOT, in_kernel: 0 }
+    }
+
+    /// Operations that the kernel has or that wait to be handed to it.
+    pub(super) fn in_kernel(&self) -> usize {
+        self.in_kernel
+    }
+
+    fn insert(&mut self) -> Option<OpId> {
+        let slot = if self.free == NO_SLOT {
+            let slot = u32::try_from(self.slots.len()).ok().filter(|slot| *slot < MAX_SLOTS)?;
+            self.slots.push((0, Slot::Waiting(None)));
+            slot
+        } else {
+            let slot = self.free;
+            let entry = &mut self.slots[slot as usize];
+            if let Slot::Free(next) = entry.1 {
+                self.free = next;
+            }
+            entry.1 = Slot::Waiting(None);
+            slot
+        };
+        self.in_kernel += 1;
+        Some(OpId::new(self.slots[slot as usize].0, slot))
+    }
+
+    fn get(&mut self, id: OpId) -> Option<&mut Slot> {
+        let (generation, slot) = self.slots.get_mut(id.slot())?;
+        (*generation == id.generation()).then_some(slot)
+    }
+
+    fn release(&mut self, id: OpId) -> Option<Slot> {
+        let free = self.free;
+        let (generation, slot) = self.slots.get_mut(id.slot())?;
+        *generation = generation.wrapping_add(1);
+        let old = std::mem::replace(slot, Slot::Free(free));
+        self.free = id.slot() as u32;
+        Some(old)
+    }
+
+    /// The kernel is done with `id`.
+    pub(super) fn complete(&mut self, id: OpId, result: i32) -> Effect {
+        match self.get(id) {
+            Some(slot @ Slot::Waiting(_)) => {
+                let Slot::Waiting(waker) = std::mem::replace(slot, Slot::Done(result)) else {
+                    return Effect::Nothing;
+                };
+                self.in_kernel -= 1;
+                waker.map_or(Effect::Nothing, Effect::Wake)
+            }
+            Some(Slot::Orphan(_)) => {
+                self.in_kernel -= 1;
+                match self.release(id) {
+                    Some(Slot::Orphan(keep)) => Effect::Drop(keep),
+                    _ => Effect::Nothing,
+                }
+            }
+            _ => {
+                tracing::error!(user_data = id.0, result, "completion of an unknown operation: a defect");
+                Effect::Nothing
+            }
+        }
+    }
+
+    /// The result if there is one; else remembers `waker`, giving back the one before.
+    fn poll(&mut self, id: OpId, waker: &Waker) -> Result<i32, Option<Waker>> {
+        match self.get(id) {
+            Some(Slot::Done(result)) => {
+                let result = *result;
+                self.release(id);
+                Ok(result)
+            }
+            Some(Slot::Waiting(Some(current))) if current.will_wake(waker) => Err(None),
+            Some(Slot::Waiting(current)) => Err(current.replace(waker.clone())),
+            _ => Err(None),
+        }
+    }
+
+    /// The future of `id` is dropped. If the kernel still has the operation then `keep` is put away, and the
+    /// slot's former contents come back, to be dropped outside of any borrow.
+    fn orphan<K: 'static>(&mut self, id: OpId, keep: &mut Option<K>) -> Option<Slot> {
+        match self.get(id) {
+            Some(slot @ Slot::Waiting(_)) => {
+                // An allocation, but only when something is cancelled.
+                Some(std::mem::replace(slot, Slot::Orphan(Box::new(keep.take()))))
+            }
+            Some(Slot::Done(_)) => {
+                self.release(id);
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An operation given to the kernel: resolves to its result and the `keep` that was handed in.
+///
+/// The result is what the kernel wrote: not negative on success, a negated errno otherwise.
+///
+/// Dropping it early cancels the operation if that is still possible; `keep` stays alive until the kernel is done.
+#[must_use = "dropping it cancels the operation"]
+pub struct RingOp<K: 'static> {
+    inner: Rc<Inner>,
+    /// `None` if it never got a slot.
+    id: Option<OpId>,
+    keep: Option<K>,
+}
+
+// `keep` is never pinned: it moves with the future, and the kernel knows only what it points to.
+impl<K> Unpin for RingOp<K> {}
+
+impl<K> RingOp<K> {
+    /// Makes the operation's slot and lets `start` hand it to the kernel.
+    pub(super) fn new(inner: Rc<Inner>, keep: K, start: impl FnOnce(OpId)) -> Self {
+        let id = inner.ops.borrow_mut().insert();
+        if let Some(id) = id {
+            start(id);
+        }
+        Self { inner, id, keep: Some(keep) }
+    }
+}
+
+impl<K> Future for RingOp<K> {
+    type Output = (i32, K);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(i32, K)> {
+        let polled = match self.id {
+            Some(id) => self.inner.ops.borrow_mut().poll(id, cx.waker()),
+            None => Ok(-libc::EAGAIN),
+        };
+        match polled {
+            Ok(result) => self.keep.take().map_or(Poll::Pending, |keep| Poll::Ready((result, keep))),
+            Err(old) => {
+                drop(old);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<K> Drop for RingOp<K> {
+    fn drop(&mut self) {
+        if self.keep.is_some()
+            && let Some(id) = self.id
+        {
+            let former = self.inner.ops.borrow_mut().orphan(id, &mut self.keep);
+            if former.is_some() {
+                self.inner.cancel(id);
+            }
+        }
+    }
+}
