@@ -275,7 +275,8 @@ impl Io {
 
 impl Drop for Io {
     fn drop(&mut self) {
-        LOST.with_borrow_mut(|lost| lost.push(self.tag));
+        // A thread that ends has no list any more, and nobody to read it.
+        let _ = LOST.try_with(|lost| lost.borrow_mut().push(self.tag));
     }
 }
 
@@ -291,9 +292,14 @@ pub struct Completed {
 impl Completed {
     /// The emptied segment storage, to be filled again without an allocation.
     pub fn into_storage(self) -> Vec<Segment> {
+        self.into_parts().1
+    }
+
+    /// The result, and the emptied segment storage.
+    pub fn into_parts(self) -> (Result<(), Error>, Vec<Segment>) {
         let mut segments = self.segments;
         segments.clear();
-        segments
+        (self.result, segments)
     }
 }
 
@@ -301,8 +307,14 @@ thread_local! {
     static LOST: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Tags of the `Io`s that were dropped on this thread without completion since the last call. The submitter
-/// ends those it still waits for with an internal error and logs the defect.
-pub fn take_lost() -> Vec<u64> {
-    LOST.with_borrow_mut(std::mem::take)
+/// Tags of the `Io`s that were dropped on this thread without completion since the last call, of those whose
+/// tag has `owner` in its upper 32 bits. The submitter ends those it still waits for with an internal error and
+/// logs the defect. A layer gives the `Io`s that it makes the tag of the one it serves.
+pub fn take_lost(owner: u32) -> Vec<u64> {
+    LOST.with_borrow_mut(|lost| {
+        if lost.is_empty() {
+            return Vec::new(); // nearly always
+        }
+        lost.extract_if(.., |tag| (*tag >> 32) as u32 == owner).collect()
+    })
 }
