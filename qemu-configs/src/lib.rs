@@ -8,8 +8,9 @@
 //!
 //! What it leaves out: guests other than Linux on x86-64, and networks.
 
-//mod guest;
+mod guest;
 pub mod setup;
 
-//pub use guest::{Accel, Boot, Builder, Firmware, Guest, Output, Running, disk_device};
+pub use guest::spawn::spawn;
+pub use guest::{Accel, Boot, Builder, Firmware, Guest, Output, Running, disk_device};
 pub use setup::Assets;

@@ -148,7 +148,8 @@ impl Source {
     fn of_this_machine() -> Result<Self> {
         let directory = Path::new("/etc/apt/sources.list.d");
         let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-        let mut more: Vec<_> = fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        let mut more: Vec<_> =
+            fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect();
         more.sort();
         files.extend(more);
         for file in files {
@@ -162,7 +163,10 @@ impl Source {
                 return Ok(source);
             }
         }
-        bail!("apt's configuration (/etc/apt/sources.list, {}) names no source of Debian's main", directory.display())
+        bail!(
+            "apt's configuration (/etc/apt/sources.list, {}) names no source of Debian's main",
+            directory.display()
+        )
     }
 
     /// One-line format: `deb [signed-by=/path] http://… bookworm main`.
@@ -176,7 +180,8 @@ impl Source {
             };
             let mut words = rest.split('#').next()?.split_whitespace();
             let (uri, suite) = (words.next()?, words.next()?);
-            let option = |name| options.split_whitespace().find_map(|o| o.strip_prefix(name)?.strip_prefix('='));
+            let option =
+                |name| options.split_whitespace().find_map(|o| o.strip_prefix(name)?.strip_prefix('='));
             (is_debian(suite) && words.any(|component| component == "main")).then(|| Self {
                 uris: uri.to_owned(),
                 signed_by: option("signed-by").map(|keys| keys.replace(',', " ")),
@@ -187,7 +192,11 @@ impl Source {
 
     /// deb822 format: stanzas of `Field: value` with continuation lines.
     fn from_deb822(text: &str) -> Option<Self> {
-        let text: String = text.lines().filter(|line| !line.starts_with('#')).map(|l| format!("{}\n", l.trim_end())).collect();
+        let text: String = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|l| format!("{}\n", l.trim_end()))
+            .collect();
         text.split("\n\n").find_map(|stanza| {
             let mut fields: Vec<(String, String)> = Vec::new();
             for line in stanza.lines() {
@@ -203,7 +212,9 @@ impl Source {
                 }
             }
             let field = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
-            let has = |name, word: &dyn Fn(&str) -> bool| field(name).is_some_and(|v| v.split_whitespace().any(word));
+            let has = |name, word: &dyn Fn(&str) -> bool| {
+                field(name).is_some_and(|v| v.split_whitespace().any(word))
+            };
             let wanted = has("types", &|t| t == "deb")
                 && has("suites", &is_debian)
                 && has("components", &|c| c == "main")
@@ -229,7 +240,8 @@ impl Source {
 
 /// The suites that a mirror of the whole of Debian has; not security or updates, which may be elsewhere.
 fn is_debian(suite: &str) -> bool {
-    ["bookworm", "trixie", "forky", "sid", "stable", "testing", "oldstable", "unstable"].contains(&suite.trim_end_matches('/'))
+    ["bookworm", "trixie", "forky", "sid", "stable", "testing", "oldstable", "unstable"]
+        .contains(&suite.trim_end_matches('/'))
 }
 
 #[cfg(test)]
@@ -244,7 +256,10 @@ mod tests {
         let source = Source::from_deb822(text).expect("the second stanza");
         assert_eq!(source.uris, "http://mirror.example/debian");
         assert_eq!(source.signed_by.as_deref(), Some("\n -----BEGIN PGP-----\n .\n abc"));
-        assert_eq!(Source::from_deb822("Types: deb\nEnabled: no\nURIs: x\nSuites: trixie\nComponents: main\n"), None);
+        assert_eq!(
+            Source::from_deb822("Types: deb\nEnabled: no\nURIs: x\nSuites: trixie\nComponents: main\n"),
+            None
+        );
     }
 
     #[test]

@@ -115,7 +115,9 @@ fn grub(host: &Prefix, scratch: &Path, disk: &File, cmdline: &str) -> Result<()>
     boot.truncate(440);
     boot.get_mut(0x5c..0x64).context("boot.img is too short")?.copy_from_slice(&first.to_le_bytes());
     boot.get_mut(0x66..0x68).context("boot.img is too short")?.copy_from_slice(&[0x90, 0x90]);
-    core.get_mut(0x1f4..0x1fc).context("GRUB's core is too short")?.copy_from_slice(&(first + 1).to_le_bytes());
+    core.get_mut(0x1f4..0x1fc)
+        .context("GRUB's core is too short")?
+        .copy_from_slice(&(first + 1).to_le_bytes());
     disk.write_all_at(&boot, 0)?;
     disk.write_all_at(&core, first * SECTOR)?;
     Ok(())

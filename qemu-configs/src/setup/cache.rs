@@ -13,7 +13,8 @@ pub struct Cache {
 
 impl Cache {
     pub fn open() -> Result<Self> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("this crate lies in a workspace")?;
+        let workspace =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("this crate lies in a workspace")?;
         let root = workspace.join("target/guest");
         fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
         Ok(Self { root })
@@ -67,7 +68,8 @@ impl Cache {
     }
 
     fn remove_older(&self, place: &Path) -> Result<()> {
-        let Some((kind, _)) = place.file_name().and_then(|n| n.to_str()).and_then(|n| n.rsplit_once('-')) else {
+        let Some((kind, _)) = place.file_name().and_then(|n| n.to_str()).and_then(|n| n.rsplit_once('-'))
+        else {
             return Ok(());
         };
         for entry in fs::read_dir(&self.root)? {
@@ -91,7 +93,9 @@ pub fn remove(path: &Path) -> Result<()> {
 
 /// FNV-1a: the same on every build of this program, which the standard library's hasher does not promise.
 fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

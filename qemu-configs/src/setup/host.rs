@@ -30,7 +30,16 @@ const PACKAGES: &[&str] = &[
 
 /// What is reached by name in `bin`.
 const PROGRAMS: &[&str] = &[
-    "qemu-system-x86_64", "grub-mkimage", "mcopy", "mkfs.erofs", "mkfs.fat", "mmd", "modprobe", "depmod", "sfdisk", "xz",
+    "qemu-system-x86_64",
+    "grub-mkimage",
+    "mcopy",
+    "mkfs.erofs",
+    "mkfs.fat",
+    "mmd",
+    "modprobe",
+    "depmod",
+    "sfdisk",
+    "xz",
     "zstd",
 ];
 

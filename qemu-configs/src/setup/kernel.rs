@@ -15,7 +15,12 @@ pub fn extract(host: &Prefix, compressed: &Path, to: &Path) -> Result<()> {
     let packed = to.with_extension("zst");
     fs::write(&packed, payload)?;
     let mut zstd: Command = host.command("zstd");
-    let status = zstd.arg("-dc").stdin(File::open(&packed)?).stdout(File::create(to)?).stderr(Stdio::null()).status()?;
+    let status = zstd
+        .arg("-dc")
+        .stdin(File::open(&packed)?)
+        .stdout(File::create(to)?)
+        .stderr(Stdio::null())
+        .status()?;
     ensure!(status.success(), "zstd could not unpack the kernel: {status}");
     fs::remove_file(&packed)?;
     Ok(())

@@ -44,18 +44,47 @@ const EARLY_MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_blk", "
 
 /// Left out of the image: a third of its size.
 const DROP: &[&str] = &[
-    "boot", "usr/games", "usr/include", "usr/lib/initramfs-tools", "usr/lib/python3", "usr/lib/python3.13",
-    "usr/lib/systemd/system", "usr/lib/x86_64-linux-gnu/dri", "usr/lib/x86_64-linux-gnu/gconv",
-    "usr/lib/x86_64-linux-gnu/perl-base", "usr/share/bug", "usr/share/doc", "usr/share/icons", "usr/share/info",
-    "usr/share/initramfs-tools", "usr/share/lintian", "usr/share/locale", "usr/share/man", "usr/share/perl5",
-    "usr/share/zoneinfo", "var/cache",
+    "boot",
+    "usr/games",
+    "usr/include",
+    "usr/lib/initramfs-tools",
+    "usr/lib/python3",
+    "usr/lib/python3.13",
+    "usr/lib/systemd/system",
+    "usr/lib/x86_64-linux-gnu/dri",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/share/bug",
+    "usr/share/doc",
+    "usr/share/icons",
+    "usr/share/info",
+    "usr/share/initramfs-tools",
+    "usr/share/lintian",
+    "usr/share/locale",
+    "usr/share/man",
+    "usr/share/perl5",
+    "usr/share/zoneinfo",
+    "var/cache",
 ];
 
 /// Hardware that these guests never have.
 const DROP_MODULES: &[&str] = &[
-    "sound", "drivers/bluetooth", "drivers/gpu", "drivers/hid", "drivers/hwmon", "drivers/iio", "drivers/infiniband/hw",
-    "drivers/input", "drivers/isdn", "drivers/media", "drivers/mtd", "drivers/net/ethernet", "drivers/net/wireless",
-    "drivers/staging", "drivers/usb", "drivers/video",
+    "sound",
+    "drivers/bluetooth",
+    "drivers/gpu",
+    "drivers/hid",
+    "drivers/hwmon",
+    "drivers/iio",
+    "drivers/infiniband/hw",
+    "drivers/input",
+    "drivers/isdn",
+    "drivers/media",
+    "drivers/mtd",
+    "drivers/net/ethernet",
+    "drivers/net/wireless",
+    "drivers/staging",
+    "drivers/usb",
+    "drivers/video",
 ];
 
 const FILES: &[(&str, &str)] = &[
@@ -102,7 +131,8 @@ fn complete(tree: &Path) -> Result<()> {
     for path in DROP {
         remove(&tree.join(path))?;
     }
-    for directory in ["boot", "dev", "etc/nvme", "mnt", "proc", "ro", "root", "run", "sys", "tmp", "var/tmp"] {
+    for directory in ["boot", "dev", "etc/nvme", "mnt", "proc", "ro", "root", "run", "sys", "tmp", "var/tmp"]
+    {
         fs::create_dir_all(tree.join(directory))?;
     }
     for (path, text) in FILES {
@@ -166,13 +196,15 @@ fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path)
         }
         for path in text.lines().filter_map(|line| line.trim().strip_prefix("insmod ")) {
             let path = path.split_whitespace().next().context("a module's path")?;
-            let name = format!("modules/{}", Path::new(path).file_name().context("a module's name")?.display());
+            let name =
+                format!("modules/{}", Path::new(path).file_name().context("a module's name")?.display());
             if !order.contains(&name) {
                 archive.file(&name, &fs::read(path)?)?;
                 order.push(name);
             }
         }
     }
-    archive.file("modules.list", order.iter().map(|name| format!("/{name}\n")).collect::<String>().as_bytes())?;
+    archive
+        .file("modules.list", order.iter().map(|name| format!("/{name}\n")).collect::<String>().as_bytes())?;
     Ok(archive.finish()?)
 }
