@@ -1,0 +1,265 @@
+//! The configuration as data: what the file or the command line said, each value with its place.
+//!
+//! Leaves out how it is read ([`super::parse`]), whether it makes sense ([`super::check`]) and what becomes of it
+//! ([`crate::server`]). A new kind of device is a new variant of [`DeviceKind`]; whatever it stands on is named by
+//! [`DeviceKind::inner`], and the checks of references, cycles and sharing follow from that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::diagnostic::{At, Spot};
+
+/// A whole configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The threads of the data path.
+    pub reactors: Reactors,
+    /// Block devices by name.
+    pub devices: BTreeMap<String, DeviceConfig>,
+    /// NVM subsystems by name.
+    pub subsystems: BTreeMap<String, SubsystemConfig>,
+    /// Controllers, each with its socket, by name.
+    pub controllers: BTreeMap<String, ControllerConfig>,
+    /// Devices whose tables hold mistakes: known by name, so that a reference to one is not a mistake of its
+    /// own. A configuration without errors has none.
+    pub unreadable: BTreeSet<String>,
+}
+
+/// The threads of the data path.
+#[derive(Clone, Debug, Default)]
+pub struct Reactors {
+    /// How many, and where they run.
+    pub threads: Threads,
+    /// How they wait for work.
+    pub mode: Mode,
+}
+
+/// How many reactors there are, and on which CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Threads {
+    /// One; see [`crate::affinity::placement`] for where.
+    #[default]
+    Default,
+    /// That many, placed by the same rule.
+    Count(At<usize>),
+    /// One on each of these CPUs.
+    Cpus(Vec<At<usize>>),
+}
+
+/// How a reactor waits for work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Spin while there is work, then sleep for growing times, for ever when no guest is there.
+    #[default]
+    Adaptive,
+}
+
+/// A block device.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// Its table.
+    pub spot: Spot,
+    /// What it is.
+    pub kind: DeviceKind,
+}
+
+/// What a device is, with its settings.
+#[derive(Clone, Debug)]
+pub enum DeviceKind {
+    /// Bytes in memory, gone when the server ends.
+    Memory(Plain),
+    /// Reads zeroes, forgets writes.
+    Null(Plain),
+    /// A file or a block special file.
+    File(FileDevice),
+    /// Injects faults over another device.
+    Fault(FaultDevice),
+}
+
+impl DeviceKind {
+    /// The value of `type`.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::Null(_) => "null",
+            Self::File(_) => "file",
+            Self::Fault(_) => "fault",
+        }
+    }
+
+    /// The devices it stands on.
+    pub fn inner(&self) -> Vec<&At<String>> {
+        match self {
+            Self::Memory(_) | Self::Null(_) | Self::File(_) => Vec::new(),
+            Self::Fault(fault) => vec![&fault.on],
+        }
+    }
+}
+
+/// The settings of a device that is nothing but a size.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    /// Bytes.
+    pub size: At<u64>,
+    /// Bytes in a block.
+    pub block_size: At<u32>,
+}
+
+/// A file or a block special file.
+#[derive(Clone, Debug)]
+pub struct FileDevice {
+    /// Absolute.
+    pub path: At<PathBuf>,
+    /// Bytes: needed to create it, checked or grown if it exists.
+    pub size: Option<At<u64>>,
+    /// Bytes in a block.
+    pub block_size: At<u32>,
+    /// Whether to go around the page cache.
+    pub direct: Direct,
+    /// Open it for reading only.
+    pub read_only: bool,
+}
+
+/// Whether I/O goes around the page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direct {
+    /// If the file system can.
+    #[default]
+    Auto,
+    /// Or the device cannot be opened.
+    On,
+    /// Through the page cache.
+    Off,
+}
+
+/// Faults over another device.
+#[derive(Clone, Debug)]
+pub struct FaultDevice {
+    /// The device below.
+    pub on: At<String>,
+    /// The first rule that matches an operation decides.
+    pub rules: Vec<FaultRule>,
+}
+
+/// What to do to which operations.
+#[derive(Clone, Debug)]
+pub struct FaultRule {
+    /// Its table.
+    pub spot: Spot,
+    /// What happens.
+    pub action: FaultAction,
+    /// To these operations; to all if empty.
+    pub operations: Vec<FaultOp>,
+    /// Touching blocks from the first to before the second; anywhere if missing.
+    pub blocks: Option<(u64, u64)>,
+    /// Matching operations that are let through first.
+    pub after: u64,
+    /// Operations it happens to; without end if missing.
+    pub count: Option<u64>,
+}
+
+/// What happens to an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultAction {
+    /// It fails.
+    Fail(block::ErrorKind),
+    /// It is carried out later.
+    Delay(Duration),
+    /// It is not carried out until it is aborted.
+    Hold,
+}
+
+/// Operations that a fault rule names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOp {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Flushes.
+    Flush,
+    /// Discards.
+    Discard,
+    /// Writes of zeroes.
+    WriteZeroes,
+}
+
+/// An NVM subsystem that several controllers can share.
+#[derive(Clone, Debug, Default)]
+pub struct SubsystemConfig {
+    /// Its table.
+    pub spot: Spot,
+    /// NVMe Qualified Name; derived if missing.
+    pub nqn: Option<At<String>>,
+    /// Serial number; derived if missing.
+    pub serial: Option<At<String>>,
+    /// Model number.
+    pub model: Option<At<String>>,
+    /// Its namespaces.
+    pub namespaces: Vec<NamespaceConfig>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug)]
+pub struct NamespaceConfig {
+    /// Its table.
+    pub spot: Spot,
+    /// The device that holds its blocks.
+    pub device: At<String>,
+    /// Its identifier; the lowest free one if missing.
+    pub nsid: Option<At<u32>>,
+    /// Derived if missing.
+    pub uuid: Option<At<uuid::Uuid>>,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// A controller and its socket.
+#[derive(Clone, Debug)]
+pub struct ControllerConfig {
+    /// Its table.
+    pub spot: Spot,
+    /// Where its client connects.
+    pub socket: Socket,
+    /// What it belongs to.
+    pub subsystem: SubsystemRef,
+    /// I/O queue pairs.
+    pub io_queues: u16,
+    /// Entries of the longest queue.
+    pub queue_entries: u32,
+    /// Bytes of the largest transfer.
+    pub max_transfer: u32,
+    /// Offer the INTx pin.
+    pub intx: bool,
+    /// The reactors its queues are spread over, its home first; all of them if empty.
+    pub reactors: Vec<At<usize>>,
+}
+
+/// Where a client connects.
+#[derive(Clone, Debug)]
+pub enum Socket {
+    /// A path, absolute, which the server creates and removes.
+    Path(At<PathBuf>),
+    /// A listening socket that was inherited.
+    Fd(At<i32>),
+}
+
+impl Socket {
+    /// Its place.
+    pub fn spot(&self) -> &Spot {
+        match self {
+            Self::Path(path) => &path.spot,
+            Self::Fd(fd) => &fd.spot,
+        }
+    }
+}
+
+/// The subsystem of a controller.
+#[derive(Clone, Debug)]
+pub enum SubsystemRef {
+    /// One that has a table of its own.
+    Shared(At<String>),
+    /// One that only this controller has: its `namespaces`, `nqn`, `serial` and `model`.
+    Own(SubsystemConfig),
+}

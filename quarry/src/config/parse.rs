@@ -1,0 +1,245 @@
+//! Text to [`Config`]: syntax, types and ranges of single values. What values mean together is [`super::check`]'s.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::diagnostic::{At, Sink, Spot};
+use super::model::{
+    Config, ControllerConfig, DeviceConfig, Mode, NamespaceConfig, Reactors, Socket, SubsystemConfig,
+    SubsystemRef, Threads,
+};
+pub(crate) use super::parse_device::checked_block_size;
+use super::reader::Section;
+use super::{defaults, parse_device};
+
+const DEVICE_EXAMPLE: &str = "{ type = \"file\", path = \"disk.img\", size = \"10G\" }";
+const SUBSYSTEM_EXAMPLE: &str = "{ namespaces = [{ device = \"disk\" }] }";
+const CONTROLLER_EXAMPLE: &str = "{ socket = \"/run/quarry/vm.sock\", namespaces = [{ device = \"disk\" }] }";
+const NAMESPACE_EXAMPLE: &str = "{ device = \"disk\" }";
+
+/// Reads a configuration out of `text`. Relative paths in it start at `base`. Mistakes go to `sink`; what could
+/// not be read is left out of the result, so that the rest can be checked.
+///
+/// Returns nothing when the text is not TOML: everything after would be guesswork.
+pub fn parse(text: &str, base: &Path, sink: &Sink) -> Option<Config> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let spot = Spot { key: String::new(), span: error.span() };
+        sink.error(
+            &spot,
+            format!("not valid TOML: {}", error.message().replace('\n', "; ")),
+            "correct this line; the meaning of the file is checked once its syntax is right",
+        );
+    }
+    if !errors.is_empty() {
+        return None;
+    }
+    let root = Section::new(document.get_ref(), Spot { key: String::new(), span: None }, sink);
+    let mut config = Config { reactors: reactors(&root), ..Config::default() };
+    for (name, section) in root.named_sections("devices", DEVICE_EXAMPLE) {
+        let spot = section.spot().clone();
+        if let Some(kind) = parse_device::device(section, base) {
+            config.devices.insert(name, DeviceConfig { spot, kind });
+        } else {
+            config.unreadable.insert(name);
+        }
+    }
+    for (name, section) in root.named_sections("subsystems", SUBSYSTEM_EXAMPLE) {
+        let subsystem = subsystem(&section);
+        section.finish();
+        config.subsystems.insert(name, subsystem);
+    }
+    for (name, section) in root.named_sections("controllers", CONTROLLER_EXAMPLE) {
+        if let Some(controller) = controller(&section, base) {
+            config.controllers.insert(name, controller);
+        }
+        section.finish();
+    }
+    let controllers = document.get_ref().get("controllers").map(|value| value.get_ref().as_table());
+    if controllers.is_none_or(|table| table.is_some_and(|table| table.is_empty())) {
+        sink.error(
+            &Spot::default(),
+            "the file has no controllers, so there is nothing to serve",
+            format!("add: [controllers.vm] with {}", CONTROLLER_EXAMPLE.trim_matches(['{', '}', ' '])),
+        );
+    }
+    root.finish();
+    Some(config)
+}
+
+fn reactors(root: &Section<'_>) -> Reactors {
+    let Some(section) = root.section("reactors", "{ count = 1 }") else { return Reactors::default() };
+    let count = section.integer("count", 1..=1024);
+    let cpus = section.integers("cpus", 0..=u64::from(u16::MAX));
+    let cpus_spot = section.get("cpus").map(|(_, spot)| spot);
+    // `poll` and `interrupt` are refused by their own names rather than as unknown words.
+    let modes = [("adaptive", Some(Mode::Adaptive)), ("poll", None), ("interrupt", None)];
+    let mode = section.choice("mode", &modes);
+    if let Some(At { value: None, spot }) = &mode {
+        section.sink().error(
+            spot,
+            "this mode does not exist yet",
+            "use `adaptive`, which polls while there is work",
+        );
+    }
+    let threads = match (count, cpus_spot) {
+        (Some(count), Some(_)) => {
+            let number = count.value as usize;
+            if number != cpus.len() {
+                section.sink().error(
+                    &count.spot,
+                    format!("count is {number} but cpus names {}", cpus.len()),
+                    "remove `count`: there is one reactor for each of `cpus`",
+                );
+            }
+            Threads::Cpus(cpus.into_iter().map(|cpu| cpu.map(|n| n as usize)).collect())
+        }
+        (None, Some(spot)) => {
+            if cpus.is_empty() {
+                section.sink().error(&spot, "no CPU is named", "name at least one, or remove `cpus`");
+            }
+            Threads::Cpus(cpus.into_iter().map(|cpu| cpu.map(|n| n as usize)).collect())
+        }
+        (Some(count), None) => Threads::Count(count.map(|n| n as usize)),
+        (None, None) => Threads::Default,
+    };
+    section.finish();
+    Reactors { threads, mode: mode.and_then(|mode| mode.value).unwrap_or_default() }
+}
+
+fn subsystem(section: &Section<'_>) -> SubsystemConfig {
+    SubsystemConfig {
+        spot: section.spot().clone(),
+        nqn: section.string("nqn", "\"nqn.2014-08.org.nvmexpress:uuid:...\""),
+        serial: section.string("serial", "\"QRY0001\""),
+        model: section.string("model", "\"Quarry NVMe Disk\""),
+        namespaces: section
+            .sections("namespaces", NAMESPACE_EXAMPLE)
+            .into_iter()
+            .filter_map(namespace)
+            .collect(),
+    }
+}
+
+fn namespace(section: Section<'_>) -> Option<NamespaceConfig> {
+    let device = section.string("device", "\"disk\"");
+    if section.get("device").is_none() {
+        let _: Option<()> = section.missing("device", "\"disk\"");
+    }
+    let nsid = section.integer("nsid", 1..=0xffff_fffe);
+    let uuid = section.string("uuid", "\"9f3c1f6e-6a57-4d7c-8f1e-3f5b1f0c7a11\"");
+    let uuid = uuid.and_then(|uuid| parse_uuid(uuid, section.sink()));
+    let read_only = section.flag("read_only");
+    let spot = section.spot().clone();
+    section.finish();
+    Some(NamespaceConfig { spot, device: device?, nsid: nsid.map(|n| n.map(|n| n as u32)), uuid, read_only })
+}
+
+/// A UUID that can identify something.
+pub(crate) fn parse_uuid(text: At<String>, sink: &Sink) -> Option<At<uuid::Uuid>> {
+    let help = "write 32 hexadecimal digits as `uuidgen` prints them, or remove the key for a derived one";
+    match uuid::Uuid::parse_str(&text.value) {
+        Ok(uuid) if uuid.is_nil() => {
+            sink.error(&text.spot, "the nil UUID identifies nothing", help);
+            None
+        }
+        Ok(uuid) => Some(At::new(uuid, text.spot)),
+        Err(_) => {
+            sink.error(&text.spot, format!("`{}` is not a UUID", text.value), help);
+            None
+        }
+    }
+}
+
+fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
+    let sink = section.sink();
+    let path = section.string("socket", "\"/run/quarry/vm.sock\"");
+    let fd = section.integer("fd", 0..=i32::MAX as u64);
+    let has = |key| section.get(key).is_some();
+    let socket = match (path, fd) {
+        (Some(_), Some(fd)) => {
+            sink.error(&fd.spot, "`socket` and `fd` are both given", "keep the one where the VMM connects");
+            None
+        }
+        (Some(path), None) => Some(Socket::Path(path.map(|path| absolute(base, &path)))),
+        (None, Some(fd)) => Some(Socket::Fd(fd.map(|fd| fd as i32))),
+        (None, None) if has("socket") || has("fd") => None,
+        (None, None) => section.missing("socket", "\"/run/quarry/vm.sock\""),
+    };
+
+    let shared = section.string("subsystem", "\"disks\"");
+    let own = subsystem(section);
+    let subsystem = match shared {
+        Some(shared) => {
+            for key in ["namespaces", "nqn", "serial", "model"] {
+                if let Some((_, spot)) = section.get(key) {
+                    sink.error(
+                        &spot,
+                        format!("`{key}` belongs to the subsystem"),
+                        format!("move it to [subsystems.{}], or remove `subsystem`", shared.value),
+                    );
+                }
+            }
+            Some(SubsystemRef::Shared(shared))
+        }
+        None if has("subsystem") => None,
+        None => {
+            if !has("namespaces") {
+                section.sink().error(
+                    section.spot(),
+                    "the controller has no disk",
+                    format!(
+                        "add: namespaces = [{NAMESPACE_EXAMPLE}], or name a subsystem: subsystem = \"disks\""
+                    ),
+                );
+            }
+            Some(SubsystemRef::Own(own))
+        }
+    };
+
+    let io_queues = section.integer("io_queues", 1..=128);
+    let queue_entries = section.integer("queue_entries", 2..=65536);
+    let max_transfer = section.size("max_transfer").and_then(|size| check_max_transfer(size, sink));
+    let intx = section.flag("intx");
+    let reactors = section.integers("reactors", 0..=1023);
+    if let Some((_, spot)) = section.get("reactors")
+        && reactors.is_empty()
+    {
+        sink.error(&spot, "no reactor is named", "name at least one, or remove the key to use all of them");
+    }
+    Some(ControllerConfig {
+        spot: section.spot().clone(),
+        socket: socket?,
+        subsystem: subsystem?,
+        io_queues: io_queues.map_or(defaults::IO_QUEUES, |n| n.value as u16),
+        queue_entries: queue_entries.map_or(defaults::QUEUE_ENTRIES, |n| n.value as u32),
+        max_transfer: max_transfer.unwrap_or(defaults::MAX_TRANSFER),
+        intx,
+        reactors: reactors.into_iter().map(|n| n.map(|n| n as usize)).collect(),
+    })
+}
+
+fn check_max_transfer(size: At<u64>, sink: &Sink) -> Option<u32> {
+    if size.value.is_power_of_two() && (4096..=1 << 20).contains(&size.value) {
+        return Some(size.value as u32);
+    }
+    sink.error(
+        &size.spot,
+        format!("a controller cannot have a largest transfer of {} bytes", size.value),
+        "use a power of two from 4K to 1M",
+    );
+    None
+}
+
+/// `path` as seen from `base`, absolute, without `.` and doubled slashes.
+pub fn absolute(base: &Path, path: &str) -> PathBuf {
+    let joined = base.join(path);
+    std::path::absolute(&joined).unwrap_or(joined)
+}
+
+/// Names in a map, for suggestions.
+pub fn names<T>(map: &BTreeMap<String, T>) -> impl Iterator<Item = &str> + Clone {
+    map.keys().map(String::as_str)
+}

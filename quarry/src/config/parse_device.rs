@@ -1,0 +1,191 @@
+//! The tables of `[devices]`: which types there are and which keys each has.
+
+use std::path::Path;
+use std::time::Duration;
+
+use block::ErrorKind;
+
+use super::defaults;
+use super::diagnostic::{At, Spot};
+use super::model::{DeviceKind, Direct, FaultAction, FaultDevice, FaultOp, FaultRule, FileDevice, Plain};
+use super::parse::absolute;
+use super::reader::Section;
+
+#[derive(Clone, Copy)]
+enum Type {
+    Memory,
+    Null,
+    File,
+    Fault,
+}
+
+const TYPES: [(&str, Type); 4] =
+    [("file", Type::File), ("memory", Type::Memory), ("null", Type::Null), ("fault", Type::Fault)];
+
+const DIRECT: [(&str, Direct); 3] = [("auto", Direct::Auto), ("on", Direct::On), ("off", Direct::Off)];
+
+const OPERATIONS: [(&str, FaultOp); 5] = [
+    ("read", FaultOp::Read),
+    ("write", FaultOp::Write),
+    ("flush", FaultOp::Flush),
+    ("discard", FaultOp::Discard),
+    ("write_zeroes", FaultOp::WriteZeroes),
+];
+
+/// Errors that a fault rule can name.
+const ERRORS: [(&str, ErrorKind); 9] = [
+    ("unrecovered_read", ErrorKind::UnrecoveredRead),
+    ("write_fault", ErrorKind::WriteFault),
+    ("no_space", ErrorKind::NoSpace),
+    ("timeout", ErrorKind::Timeout),
+    ("unreachable", ErrorKind::Unreachable),
+    ("access_denied", ErrorKind::AccessDenied),
+    ("read_only", ErrorKind::ReadOnly),
+    ("aborted", ErrorKind::Aborted),
+    ("internal", ErrorKind::Internal),
+];
+
+/// Reads a device's table to its end.
+pub(super) fn device(section: Section<'_>, base: &Path) -> Option<DeviceKind> {
+    if section.get("type").is_none() {
+        // Without a type no other key can be judged.
+        return section.missing("type", "\"file\"");
+    }
+    let kind = match section.choice("type", &TYPES)?.value {
+        Type::Memory => plain(&section).map(DeviceKind::Memory),
+        Type::Null => plain(&section).map(DeviceKind::Null),
+        Type::File => file(&section, base).map(DeviceKind::File),
+        Type::Fault => fault(&section).map(DeviceKind::Fault),
+    };
+    section.finish();
+    kind
+}
+
+fn plain(section: &Section<'_>) -> Option<Plain> {
+    let size = required_size(section);
+    let block_size = block_size(section);
+    Some(Plain { size: size?, block_size })
+}
+
+fn required_size(section: &Section<'_>) -> Option<At<u64>> {
+    match section.get("size") {
+        Some(_) => section.size("size"),
+        None => section.missing("size", "\"10G\""),
+    }
+}
+
+fn block_size(section: &Section<'_>) -> At<u32> {
+    let fallback =
+        || At::new(defaults::BLOCK_SIZE, Spot::named(format!("{}.block_size", section.spot().key)));
+    let Some(written) = section.size("block_size") else { return fallback() };
+    match checked_block_size(written.value) {
+        Some(bytes) => At::new(bytes, written.spot),
+        None => {
+            section.sink().error(
+                &written.spot,
+                format!("guests cannot have blocks of {} bytes", written.value),
+                "use 512 or 4096",
+            );
+            fallback()
+        }
+    }
+}
+
+/// `bytes` if blocks can have that size.
+pub(crate) fn checked_block_size(bytes: u64) -> Option<u32> {
+    matches!(bytes, 512 | 4096).then_some(bytes as u32)
+}
+
+fn file(section: &Section<'_>, base: &Path) -> Option<FileDevice> {
+    let path = match section.get("path") {
+        Some(_) => section.string("path", "\"disk.img\""),
+        None => section.missing("path", "\"disk.img\""),
+    };
+    let size = section.size("size");
+    let block_size = block_size(section);
+    let direct = section.choice("direct", &DIRECT).map(|direct| direct.value).unwrap_or_default();
+    let read_only = section.flag("read_only");
+    let path = path?;
+    if path.value.is_empty() {
+        section.sink().error(&path.spot, "the path is empty", "name a file: path = \"disk.img\"");
+        return None;
+    }
+    Some(FileDevice { path: path.map(|path| absolute(base, &path)), size, block_size, direct, read_only })
+}
+
+fn fault(section: &Section<'_>) -> Option<FaultDevice> {
+    let on = match section.get("on") {
+        Some(_) => section.string("on", "\"disk\""),
+        None => section.missing("on", "\"disk\""),
+    };
+    let rules = section.sections("rules", "{ action = \"fail\", operations = [\"read\"] }");
+    let rules = rules.into_iter().filter_map(rule).collect();
+    Some(FaultDevice { on: on?, rules })
+}
+
+fn rule(section: Section<'_>) -> Option<FaultRule> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Action {
+        Fail,
+        Delay,
+        Hold,
+    }
+    let sink = section.sink();
+    if section.get("action").is_none() {
+        let _: Option<()> = section.missing("action", "\"fail\"");
+    }
+    let action =
+        section.choice("action", &[("fail", Action::Fail), ("delay", Action::Delay), ("hold", Action::Hold)]);
+    let error = section.choice("error", &ERRORS);
+    let milliseconds = section.integer("milliseconds", 1..=3_600_000);
+    let operations = section.choices("operations", &OPERATIONS);
+    let after = section.integer("after", 0..=u64::MAX).map_or(0, |n| n.value);
+    let count = section.integer("count", 1..=u64::MAX).map(|n| n.value);
+    let blocks = blocks(&section);
+    let action = action.map(|action| action.value);
+    if let Some(error) = error.as_ref().filter(|_| action.is_some_and(|action| action != Action::Fail)) {
+        sink.error(
+            &error.spot,
+            "only the action `fail` has an error",
+            "remove `error`, or write action = \"fail\"",
+        );
+    }
+    if let Some(delay) =
+        milliseconds.as_ref().filter(|_| action.is_some_and(|action| action != Action::Delay))
+    {
+        sink.error(
+            &delay.spot,
+            "only the action `delay` has a duration",
+            "remove `milliseconds`, or write action = \"delay\"",
+        );
+    }
+    let action = match action {
+        None => None,
+        Some(Action::Fail) => Some(FaultAction::Fail(error.map_or(ErrorKind::Internal, |error| error.value))),
+        Some(Action::Hold) => Some(FaultAction::Hold),
+        Some(Action::Delay) => match &milliseconds {
+            Some(delay) => Some(FaultAction::Delay(Duration::from_millis(delay.value))),
+            None if section.get("milliseconds").is_some() => None,
+            None => section.missing("milliseconds", "10"),
+        },
+    };
+    let spot = section.spot().clone();
+    section.finish();
+    Some(FaultRule { spot, action: action?, operations, blocks, after, count })
+}
+
+fn blocks(section: &Section<'_>) -> Option<(u64, u64)> {
+    let range = section.integers("blocks", 0..=u64::MAX);
+    let (_, spot) = section.get("blocks")?;
+    match range.as_slice() {
+        [first, end] if first.value < end.value => Some((first.value, end.value)),
+        _ => {
+            section.sink().error(
+                &spot,
+                "not a range of blocks",
+                "write the first block and the one after the last: blocks = [0, 8]",
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Where log lines go: standard error, for people or as JSON.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people; coloured on a terminal.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends log lines that pass `filter` (as `RUST_LOG` has it) to standard error. Without one, `RUST_LOG` and then
+/// `info` decide.
+pub fn start(format: Format, filter: Option<&str>) -> anyhow::Result<()> {
+    let filter = match (filter, std::env::var("RUST_LOG")) {
+        (Some(filter), _) => EnvFilter::try_new(filter)
+            .context("--log-level: not a filter; try `debug`, or `info,nvme_emu=trace`")?,
+        (None, Ok(filter)) => EnvFilter::try_new(filter)
+            .context("RUST_LOG: not a filter; try `debug`, or `info,nvme_emu=trace`")?,
+        (None, Err(_)) => EnvFilter::new("info"),
+    };
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let installed = match format {
+        Format::Text => {
+            let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+            lines.with_target(false).with_writer(lossy_stderr).try_init()
+        }
+        Format::Json => tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_writer(lossy_stderr)
+            .try_init(),
+    };
+    installed.map_err(|error| anyhow::anyhow!("the log cannot be started: {error}"))
+}
+
+/// Standard error, whose failures (a reader that went away) cost a log line and never the server.
+fn lossy_stderr() -> impl std::io::Write {
+    std::io::stderr.make_writer()
+}
