@@ -58,6 +58,11 @@ impl Buffer {
         bytes
     }
 
+    /// Whether an `Io`, the kernel or another handle holds it too.
+    pub fn is_shared(&self) -> bool {
+        Rc::strong_count(&self.memory) > 1
+    }
+
     fn segment(&self, offset: usize, len: usize) -> Segment {
         assert!(offset + len <= self.len);
         let ptr = self.memory.as_ptr().wrapping_add(self.start + offset);
