@@ -58,7 +58,7 @@ fn guest_runs_commands_and_fio() -> Result<()> {
 #[test]
 fn guest_restarts_and_devices_come_and_go() -> Result<()> {
     let guest = Guest::builder()
-        .args(["-blockdev", "driver=null-co,node-name=n0,size=1G,read-zeroes=on"])
+        .args(["-blockdev", "driver=null-co,node-name=n0,size=1073741824,read-zeroes=on"])
         .spare_ports(1)
         .reboots(true)
         .start()?;
