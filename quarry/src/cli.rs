@@ -181,7 +181,7 @@ impl Serve {
         let controller = ControllerConfig {
             spot: socket.spot().clone(),
             socket,
-            subsystem: SubsystemRef::Own(subsystem),
+            subsystem: SubsystemRef::Own(Box::new(subsystem)),
             io_queues: defaults::IO_QUEUES,
             queue_entries: defaults::QUEUE_ENTRIES,
             max_transfer: defaults::MAX_TRANSFER,

@@ -77,8 +77,7 @@ pub fn sockets_of<'c>(name: &str, config: &'c Config) -> Vec<&'c Socket> {
 pub fn namespace(nqn: &str, device: &str, config: &Config) -> Uuid {
     let mut name = device;
     // Ends: a checked graph has no circles.
-    loop {
-        let Some(found) = config.devices.get(name) else { break };
+    while let Some(found) = config.devices.get(name) {
         if let DeviceKind::File(file) = &found.kind {
             return derive(&[b"file", file.path.value.as_os_str().as_bytes()]);
         }

@@ -6,10 +6,16 @@
 pub mod affinity;
 pub mod cli;
 pub mod config;
+pub mod devices;
+pub mod endpoint;
 pub mod exit;
+pub mod flush;
 pub mod identity;
+pub mod limits;
 pub mod logging;
 pub mod reactor;
+pub mod server;
+pub mod signals;
 pub mod size;
 pub mod spec;
 pub mod suggest;

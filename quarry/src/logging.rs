@@ -47,3 +47,19 @@ pub fn start(format: Format, filter: Option<&str>) -> anyhow::Result<()> {
 fn lossy_stderr() -> impl std::io::Write {
     std::io::stderr.make_writer()
 }
+
+/// Has panics go to the log, with their place, so that they are seen where everything else is.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic
+            .payload()
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.payload().downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(thread, place, %backtrace, "panicked: {text}");
+    }));
+}

@@ -1,2 +1,150 @@
-//! The program.
-fn main() {}
+//! The program: arguments in, exit status out.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use quarry::cli::{Cli, Command, Serve};
+use quarry::config::{self, Checked, Machine, Report};
+use quarry::server::Server;
+use quarry::signals::{self, Signals};
+use quarry::{exit, limits, logging};
+
+fn main() -> ExitCode {
+    // clap ends with status 2 by itself when the command line is wrong, and with 0 after --help.
+    let cli = Cli::parse();
+    let status = match &cli.command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "quarry", &mut script);
+            print_all(&script)
+        }
+        Command::Check { config } => check(config),
+        Command::Serve(arguments) => serve(&cli, arguments),
+    };
+    ExitCode::from(status)
+}
+
+fn print_all(bytes: &[u8]) -> u8 {
+    // A reader that has seen enough (`| head`) is no failure.
+    let _ = std::io::stdout().lock().write_all(bytes);
+    exit::OK
+}
+
+fn complain(what: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{what}");
+}
+
+fn load(path: &Path) -> Result<Checked, u8> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        complain(format_args!(
+            "error: {}: {error}\n = help: name a configuration file that this user can read",
+            path.display()
+        ));
+        exit::CONFIG
+    })?;
+    config::load(&path.to_string_lossy(), &text, &Machine::this()).map_err(refuse)
+}
+
+fn refuse(report: Report) -> u8 {
+    complain(format_args!("{report}{}", summary(&report)));
+    exit::CONFIG
+}
+
+fn summary(report: &Report) -> String {
+    let count = |number: usize, what: &str| match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
+    };
+    let mut parts = vec![count(report.errors(), "error")];
+    if report.warnings() > 0 {
+        parts.push(count(report.warnings(), "warning"));
+    }
+    parts.join(", ")
+}
+
+fn check(path: &Path) -> u8 {
+    match load(path) {
+        Err(status) => status,
+        Ok(Checked { config, report }) => {
+            if report.warnings() > 0 {
+                complain(format_args!("{report}{}", summary(&report)));
+            }
+            let line = format!(
+                "{}: good ({} controllers, {} devices)\n",
+                path.display(),
+                config.controllers.len(),
+                config.devices.len()
+            );
+            print_all(line.as_bytes())
+        }
+    }
+}
+
+fn serve(cli: &Cli, arguments: &Serve) -> u8 {
+    if let Err(error) = logging::start(cli.log_format, cli.log_level.as_deref()) {
+        complain(format_args!("error: {error:#}"));
+        return exit::USAGE;
+    }
+    let checked = match &arguments.config {
+        Some(path) => load(path),
+        None => arguments.configuration(&Machine::this()).map_err(refuse),
+    };
+    let Checked { config, report } = match checked {
+        Ok(checked) => checked,
+        Err(status) => return status,
+    };
+    for warning in &report.diagnostics {
+        tracing::warn!(key = warning.spot.key, help = warning.help, "{}", warning.message);
+    }
+    match run(&config) {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            exit::FAILED
+        }
+    }
+}
+
+fn run(config: &config::Config) -> anyhow::Result<()> {
+    logging::log_panics();
+    limits::raise_descriptors();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = Signals::catch()?;
+        let server = Server::start(config)?;
+        let controllers = server.controllers();
+        notify(&[
+            sd_notify::NotifyState::Ready,
+            sd_notify::NotifyState::Status(&format!("serving {controllers} controllers")),
+        ]);
+        tracing::info!(controllers, version = env!("CARGO_PKG_VERSION"), "ready");
+        let (ask, asked) = tokio::sync::oneshot::channel::<()>();
+        tokio::spawn(async move {
+            let first = signals.next().await;
+            notify(&[sd_notify::NotifyState::Stopping]);
+            tracing::info!(signal = signals::name(first), "stopping: detaching clients, flushing disks");
+            let _ = ask.send(());
+            let second = signals.next().await;
+            tracing::error!(
+                signal = signals::name(second),
+                "ending at once; what was not flushed may be lost"
+            );
+            std::process::exit(exit::signalled(second.as_raw_value() as u8).into());
+        });
+        server
+            .run(async {
+                let _ = asked.await;
+            })
+            .await
+    })?;
+    tracing::info!("ended, everything flushed");
+    Ok(())
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}

@@ -44,7 +44,7 @@ pub fn check(config: &Config, machine: &Machine, sink: &Sink) {
 /// Every subsystem: those with a table, and those of one controller.
 pub(super) fn all_subsystems(config: &Config) -> impl Iterator<Item = (&Spot, &SubsystemConfig)> {
     let own = config.controllers.values().filter_map(|controller| match &controller.subsystem {
-        SubsystemRef::Own(own) => Some((&controller.spot, own)),
+        SubsystemRef::Own(own) => Some((&controller.spot, own.as_ref())),
         SubsystemRef::Shared(_) => None,
     });
     config.subsystems.values().map(|subsystem| (&subsystem.spot, subsystem)).chain(own)

@@ -89,10 +89,14 @@ fn image(file: &FileDevice, sink: &Sink) {
     } else if found.is_file() {
         let length = found.len();
         match size {
-            Some(size) if length > size.value => sink.error(
+            Some(size) if length != size.value => sink.error(
                 &size.spot,
-                format!("{} already has {} and is not cut off", path.display(), Size(length)),
-                format!("use size = \"{}\", or remove `size`", Size(length)),
+                format!("{} already exists with {}", path.display(), Size(length)),
+                format!(
+                    "remove `size` to use it as it is, resize it (truncate -s {} {}), or choose another path",
+                    Size(size.value),
+                    path.display()
+                ),
             ),
             Some(_) => {}
             None => check_size(&At::new(length, spot.clone()), block_size.value, sink),

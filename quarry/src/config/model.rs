@@ -261,5 +261,5 @@ pub enum SubsystemRef {
     /// One that has a table of its own.
     Shared(At<String>),
     /// One that only this controller has: its `namespaces`, `nqn`, `serial` and `model`.
-    Own(SubsystemConfig),
+    Own(Box<SubsystemConfig>),
 }

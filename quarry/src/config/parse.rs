@@ -195,7 +195,7 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
                     ),
                 );
             }
-            Some(SubsystemRef::Own(own))
+            Some(SubsystemRef::Own(Box::new(own)))
         }
     };
 

@@ -1,0 +1,285 @@
+//! [`Server`]: devices, subsystems, controllers and reactors of a configuration, running.
+//!
+//! Control work (sockets, signals) runs where [`Server::run`] is awaited; the data path runs on the
+//! [reactors](crate::reactor) and is not touched from there but by messages.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use block::Device;
+use nvme_emu::{Controller, NamespaceConfig, Subsystem};
+
+use crate::config::Config;
+use crate::config::diagnostic::Spot;
+use crate::config::model::{ControllerConfig, Mode, Socket, SubsystemConfig, SubsystemRef, Threads};
+use crate::devices::{self, Devices};
+use crate::endpoint::Endpoint;
+use crate::reactor::ReactorThread;
+use crate::size::Size;
+use crate::{affinity, flush, identity};
+
+/// How long clients and their I/O have to come to an end when the server stops.
+pub const DETACH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a server could not start: which key of the configuration, and what happened.
+#[derive(Debug)]
+pub struct StartError {
+    key: String,
+    message: String,
+}
+
+impl StartError {
+    /// Something at `spot` failed because of `cause`.
+    pub fn new(spot: &Spot, cause: impl fmt::Display) -> Self {
+        Self { key: spot.key.clone(), message: cause.to_string() }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A server whose sockets are listening.
+pub struct Server {
+    endpoints: Vec<Endpoint>,
+    reactors: Vec<ReactorThread>,
+    devices: Devices,
+}
+
+/// A subsystem and the names of its namespaces, for the log.
+struct Built {
+    subsystem: Arc<Subsystem>,
+    shown: String,
+}
+
+impl Server {
+    /// Opens the devices of a checked configuration, starts its reactors and listens on its sockets. Must be
+    /// called in a tokio runtime, the one that then [runs](Server::run) the server.
+    ///
+    /// When this returns, clients can connect; they are answered once the server runs.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        // Inherited descriptors first, before their numbers could mean anything else.
+        let mut inherited = BTreeMap::new();
+        for (name, controller) in &config.controllers {
+            if let Socket::Fd(fd) = &controller.socket {
+                inherited.insert(name.clone(), crate::endpoint::claim(fd)?);
+            }
+        }
+        let devices = devices::open(config)?;
+        let reactors = start_reactors(config)?;
+
+        let mut shared: BTreeMap<&str, Built> = BTreeMap::new();
+        for (name, subsystem) in &config.subsystems {
+            let sockets = identity::sockets_of(name, config);
+            shared.insert(name, build_subsystem(name, subsystem, &sockets, config, &devices)?);
+        }
+        let mut endpoints = Vec::new();
+        for (index, (name, controller)) in config.controllers.iter().enumerate() {
+            let own;
+            let built = match &controller.subsystem {
+                SubsystemRef::Shared(reference) => shared
+                    .get(reference.value.as_str())
+                    .ok_or_else(|| StartError::new(&reference.spot, "there is no such subsystem"))?,
+                SubsystemRef::Own(subsystem) => {
+                    own = build_subsystem(name, subsystem, &[&controller.socket], config, &devices)?;
+                    &own
+                }
+            };
+            let function = build_controller(index, controller, &built.subsystem, &reactors)?;
+            let endpoint = Endpoint::listen(name, controller, function, inherited.remove(name))?;
+            tracing::info!(
+                controller = name,
+                socket = %endpoint.address(),
+                namespaces = built.shown,
+                "listening"
+            );
+            endpoints.push(endpoint);
+        }
+        Ok(Self { endpoints, reactors, devices })
+    }
+
+    /// How many controllers there are.
+    pub fn controllers(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// Serves until `shutdown` resolves; then lets go of clients, flushes every device and removes the sockets.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { endpoints, reactors, devices } = self;
+        let (stop, stopping) = tokio::sync::watch::channel(false);
+        let mut tasks = tokio::task::JoinSet::new();
+        for endpoint in endpoints {
+            tasks.spawn(endpoint.serve(stopping.clone()));
+        }
+        drop(stopping);
+
+        let mut failed = 0;
+        let mut ended = |result: Result<Result<(), StartError>, tokio::task::JoinError>| match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                failed += 1;
+                tracing::error!(%error, "a controller stopped");
+            }
+            Err(error) => {
+                failed += 1;
+                tracing::error!(%error, "a controller's task panicked");
+            }
+        };
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                result = tasks.join_next() => match result {
+                    Some(result) => ended(result),
+                    None => {
+                        tracing::error!("no controller is left");
+                        break;
+                    }
+                },
+            }
+        }
+
+        let _ = stop.send(true);
+        let drained = async {
+            while let Some(result) = tasks.join_next().await {
+                ended(result);
+            }
+        };
+        // The deadline is the endpoints' own; this one is for those that miss it.
+        if tokio::time::timeout(DETACH_DEADLINE * 2, drained).await.is_err() {
+            failed += 1;
+            tracing::error!("a client's I/O did not come to an end; flushing without it");
+        }
+        tasks.abort_all();
+        // On a thread of their own: joining reactors and flushing may block.
+        let unflushed = tokio::task::spawn_blocking(move || {
+            drop(reactors);
+            flush::all(&devices)
+        })
+        .await?;
+        anyhow::ensure!(unflushed.is_empty(), "not flushed: {}", unflushed.join("; "));
+        anyhow::ensure!(failed == 0, "{failed} controllers failed, see the log");
+        Ok(())
+    }
+}
+
+fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
+    let Mode::Adaptive = config.reactors.mode;
+    let allowed = affinity::allowed_cpus();
+    let cpus = match &config.reactors.threads {
+        Threads::Default => affinity::placement(1, &allowed),
+        Threads::Count(count) => affinity::placement(count.value, &allowed),
+        Threads::Cpus(cpus) => cpus.iter().map(|cpu| Some(cpu.value)).collect(),
+    };
+    let mut reactors = Vec::new();
+    for (number, cpu) in cpus.into_iter().enumerate() {
+        let started = ReactorThread::start(number, cpu).map_err(|error| {
+            StartError::new(&Spot::named("reactors"), explain_reactor(number, cpu, &error))
+        })?;
+        tracing::debug!(reactor = number, cpu = cpu.map(tracing::field::display), "started");
+        reactors.push(started);
+    }
+    Ok(reactors)
+}
+
+fn explain_reactor(number: usize, cpu: Option<usize>, error: &std::io::Error) -> String {
+    let place = cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
+    let remedy = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "; allow io_uring (sysctl kernel.io_uring_disabled=0, or the container's seccomp profile)"
+        }
+        std::io::ErrorKind::Unsupported => "; io_uring needs Linux 5.15 or later",
+        std::io::ErrorKind::OutOfMemory => "; raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a unit)",
+        _ => "",
+    };
+    format!("reactor {number} cannot start{place}: {error}{remedy}")
+}
+
+fn build_subsystem(
+    name: &str,
+    config: &SubsystemConfig,
+    sockets: &[&Socket],
+    whole: &Config,
+    devices: &Devices,
+) -> Result<Built, StartError> {
+    let identity = identity::subsystem(name, config, sockets);
+    let nqn = identity.nqn.clone();
+    tracing::debug!(subsystem = name, nqn, serial = identity.serial, "identity");
+    let subsystem = Subsystem::new(nvme_emu::SubsystemConfig {
+        nqn: identity.nqn,
+        serial: identity.serial,
+        model: identity.model,
+    })
+    .map_err(|error| StartError::new(&config.spot, error))?;
+    let mut shown = Vec::new();
+    // Chosen identifiers first, so that none is given away as the lowest free one.
+    let mut in_order: Vec<_> = config.namespaces.iter().collect();
+    in_order.sort_by_key(|namespace| namespace.nsid.is_none());
+    for namespace in in_order {
+        let device_name = &namespace.device.value;
+        let device = devices
+            .get(device_name)
+            .ok_or_else(|| StartError::new(&namespace.device.spot, "there is no such device"))?;
+        let uuid = match &namespace.uuid {
+            Some(uuid) => uuid.value,
+            None => identity::namespace(&nqn, device_name, whole),
+        };
+        let info = device.info();
+        let nsid = subsystem
+            .add_namespace(NamespaceConfig {
+                nsid: namespace.nsid.as_ref().map(|nsid| nsid.value),
+                device: Arc::<dyn Device>::clone(device),
+                uuid: uuid.into_bytes(),
+                read_only: namespace.read_only,
+            })
+            .map_err(|error| StartError::new(&namespace.spot, error))?;
+        let access = if namespace.read_only { ", read-only" } else { "" };
+        shown.push((
+            nsid,
+            format!("{nsid}={device_name} ({}, {} B blocks{access})", Size(info.size()), info.block_size),
+        ));
+    }
+    shown.sort();
+    let shown: Vec<String> = shown.into_iter().map(|(_, text)| text).collect();
+    Ok(Built { subsystem, shown: shown.join(" ") })
+}
+
+/// A controller, its workers on their reactors: those of the configuration, or all of them with another home for
+/// each controller.
+fn build_controller(
+    index: usize,
+    config: &ControllerConfig,
+    subsystem: &Arc<Subsystem>,
+    reactors: &[ReactorThread],
+) -> Result<Arc<Controller>, StartError> {
+    let chosen: Vec<usize> = if config.reactors.is_empty() {
+        (0..reactors.len()).map(|n| (n + index) % reactors.len()).collect()
+    } else {
+        config.reactors.iter().map(|reactor| reactor.value).collect()
+    };
+    let (controller, seeds) = Controller::new(
+        subsystem.clone(),
+        nvme_emu::ControllerConfig {
+            io_queues: config.io_queues,
+            queue_entries: config.queue_entries,
+            max_transfer: config.max_transfer,
+            intx: config.intx,
+            workers: chosen.len(),
+        },
+    )
+    .map_err(|error| StartError::new(&config.spot, error))?;
+    for (reactor, seed) in chosen.into_iter().zip(seeds) {
+        let reactor = reactors
+            .get(reactor)
+            .ok_or_else(|| StartError::new(&config.spot, format!("there is no reactor {reactor}")))?;
+        reactor.add_worker(seed, controller.host().clone());
+    }
+    Ok(controller)
+}
