@@ -1,0 +1,219 @@
+//! [`Image`]: an open, locked file or block device and what is known about it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+
+use block::{Abilities, AlignedBuf, Error, ErrorKind, Info, Op};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::geometry::{self, Align, Holes, MAX_ALIGN};
+use crate::options::{Direct, FileOptions, OpenError};
+
+/// Bytes of zeroes that are written at once where nothing better is to be had.
+pub(crate) const ZEROES: usize = 256 << 10;
+
+pub(crate) struct Image {
+    pub(crate) path: PathBuf,
+    pub(crate) info: Info,
+    /// What O_DIRECT asks for, if it is on.
+    pub(crate) direct: Option<Align>,
+    pub(crate) is_device: bool,
+    /// Learned the hard way: this file system or device does not have it.
+    pub(crate) no_punch: AtomicBool,
+    pub(crate) no_zero_range: AtomicBool,
+    zeroes: OnceLock<AlignedBuf>,
+    /// Holds the lock.
+    file: File,
+}
+
+impl Image {
+    pub(crate) fn open(options: &FileOptions) -> Result<Self, OpenError> {
+        let path = options.path.clone();
+        let block_size = options.block_size;
+        if ![512, 4096].contains(&block_size) {
+            return Err(OpenError::BlockSize { path, block_size });
+        }
+        if let Some(size) = options.create {
+            whole_blocks(&path, size, block_size)?;
+        }
+        let (mut file, is_device) = open_or_create(options)?;
+        lock(&file, options)?;
+        let size = geometry::size(&mut file).map_err(|source| failed(&path, "tell its size", source))?;
+        if let Some(asked) = options.create
+            && asked != size
+        {
+            return Err(OpenError::OtherSize { path, found: size, asked });
+        }
+        let blocks = whole_blocks(&path, size, block_size)?;
+        let direct = direct(&file, options)?;
+        let holes = match (options.read_only, is_device) {
+            (true, _) => Holes::default(),
+            (false, true) => geometry::holes_of_device(&file),
+            (false, false) => geometry::holes_of_file(&file, size),
+        };
+        Ok(Self {
+            info: info(block_size, blocks, options.read_only, holes),
+            path,
+            direct,
+            is_device,
+            no_punch: AtomicBool::new(!holes.punch),
+            no_zero_range: AtomicBool::new(false),
+            zeroes: OnceLock::new(),
+            file,
+        })
+    }
+
+    /// Its descriptor, open for as long as the image.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// What `errno` of an operation means for who submitted it.
+    pub(crate) fn error(&self, op: Op, errno: i32) -> Error {
+        let source = io::Error::from_raw_os_error(errno);
+        let kind = match (op, Error::from(io::Error::from_raw_os_error(errno)).kind()) {
+            (Op::Read, kind) => kind,
+            (_, ErrorKind::UnrecoveredRead) => ErrorKind::WriteFault,
+            (_, kind) => kind,
+        };
+        Error::new(kind, format!("{}: {op:?}: {source}", self.path.display()))
+    }
+
+    /// [`ZEROES`] bytes of zeroes at an aligned address, for as long as the image.
+    pub(crate) fn zeroes(&self) -> Result<&AlignedBuf, Error> {
+        if let Some(zeroes) = self.zeroes.get() {
+            return Ok(zeroes);
+        }
+        let zeroes = AlignedBuf::new(ZEROES, MAX_ALIGN)?;
+        Ok(self.zeroes.get_or_init(|| zeroes))
+    }
+}
+
+fn failed(path: &Path, action: &'static str, source: impl Into<io::Error>) -> OpenError {
+    OpenError::Io { path: path.to_owned(), action, source: source.into() }
+}
+
+fn whole_blocks(path: &Path, size: u64, block_size: u32) -> Result<u64, OpenError> {
+    if size == 0 || !size.is_multiple_of(u64::from(block_size)) || i64::try_from(size).is_err() {
+        return Err(OpenError::OddSize { path: path.to_owned(), size, block_size });
+    }
+    Ok(size / u64::from(block_size))
+}
+
+fn info(block_size: u32, blocks: u64, read_only: bool, holes: Holes) -> Info {
+    let mut info = Info::new(block_size, blocks);
+    info.preferred_granularity = (4096 / block_size).max(1);
+    let granularity = (holes.granularity / u64::from(block_size)).max(1);
+    info.discard_granularity = u32::try_from(granularity).unwrap_or(1);
+    if !read_only {
+        // The page cache or the disk's own: either way only a flush is durable.
+        info.abilities = Abilities::WRITE | Abilities::WRITE_ZEROES | Abilities::VOLATILE_CACHE;
+        info.abilities.set(Abilities::DISCARD, holes.discard);
+        info.abilities.set(Abilities::DISCARD_ZEROES, holes.punch);
+    }
+    info
+}
+
+/// The open file, and whether it is a block device.
+fn open_or_create(options: &FileOptions) -> Result<(File, bool), OpenError> {
+    let path = &options.path;
+    // Before it is opened: opening a pipe or a tape can block or do things.
+    let found = match std::fs::metadata(path) {
+        Ok(meta) => meta.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match options.create {
+                Some(size) if !options.read_only => Ok((create(path, size)?, false)),
+                _ => Err(OpenError::Missing { path: path.clone() }),
+            };
+        }
+        Err(error) => return Err(failed(path, "look at it", error)),
+    };
+    let not_a_disk = |found| OpenError::NotADisk { path: path.clone(), found };
+    let is_device = match found {
+        kind if kind.is_file() => false,
+        kind if kind.is_block_device() => true,
+        kind if kind.is_dir() => return Err(not_a_disk("a directory")),
+        kind if kind.is_char_device() => return Err(not_a_disk("a character device")),
+        kind if kind.is_fifo() => return Err(not_a_disk("a pipe")),
+        kind if kind.is_socket() => return Err(not_a_disk("a socket")),
+        _ => return Err(not_a_disk("something else")),
+    };
+    let mut open = OpenOptions::new();
+    open.read(true).write(!options.read_only);
+    if is_device && !options.read_only {
+        // Refused while it is mounted or part of something.
+        open.custom_flags(libc::O_EXCL);
+    }
+    match open.open(path) {
+        Ok(file) => Ok((file, is_device)),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            Err(OpenError::InUse { path: path.clone() })
+        }
+        Err(error) => Err(failed(path, "open it", error)),
+    }
+}
+
+/// Makes a sparse file of `size` bytes, durably; leaves none behind if that fails.
+fn create(path: &Path, size: u64) -> Result<File, OpenError> {
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).create_new(true).mode(0o600);
+    let file = match open.open(path) {
+        Ok(file) => file,
+        // Another server made it at this moment: it has it, too.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(OpenError::InUse { path: path.to_owned() });
+        }
+        Err(error) => return Err(failed(path, "make it", error)),
+    };
+    let made = file.set_len(size).and_then(|()| file.sync_all()).and_then(|()| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()
+    });
+    match made {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            let _ = std::fs::remove_file(path);
+            Err(failed(path, "give it its size", error))
+        }
+    }
+}
+
+fn lock(file: &File, options: &FileOptions) -> Result<(), OpenError> {
+    let how = if options.read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match rustix::fs::flock(file, how) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(OpenError::InUse { path: options.path.clone() }),
+        Err(error) => Err(failed(&options.path, "lock it", error)),
+    }
+}
+
+fn direct(file: &File, options: &FileOptions) -> Result<Option<Align>, OpenError> {
+    if options.direct == Direct::Off {
+        return Ok(None);
+    }
+    let why = match geometry::set_direct(file) {
+        Ok(align) if align.offset <= options.block_size as usize => return Ok(Some(align)),
+        Ok(align) => {
+            let flags = rustix::fs::fcntl_getfl(file)
+                .and_then(|flags| rustix::fs::fcntl_setfl(file, flags - rustix::fs::OFlags::DIRECT));
+            flags.map_err(|error| failed(&options.path, "turn O_DIRECT off", error))?;
+            format!("it needs blocks of {} bytes", align.offset)
+        }
+        Err(why) => why,
+    };
+    if options.direct == Direct::Require {
+        return Err(OpenError::NotDirect { path: options.path.clone(), why });
+    }
+    tracing::info!(path = %options.path.display(), why, "buffered I/O: no O_DIRECT");
+    Ok(None)
+}
