@@ -9,7 +9,7 @@ mod mapping;
 mod tests;
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -131,10 +131,10 @@ impl MapError {
     }
 }
 
-/// No region has exactly the range that was to be unmapped.
+/// A range to be unmapped would cut a region in two, or is no range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no region starts at {iova:#x} with {size:#x} bytes")]
-pub struct NoSuchRegion {
+#[error("{size:#x} bytes at {iova:#x} are not whole regions")]
+pub struct UnmapError {
     /// Start of the range.
     pub iova: u64,
     /// Bytes.
@@ -336,10 +336,26 @@ impl DmaTable {
 #[derive(Debug, Default)]
 #[must_use = "a reply to the client may only follow the revocation"]
 pub struct Retired {
+    regions: usize,
     mappings: Vec<Weak<Mapping>>,
 }
 
 impl Retired {
+    fn of(regions: &[Region]) -> Self {
+        let mappings = regions.iter().filter_map(|r| r.mapping.as_ref()).map(Arc::downgrade).collect();
+        Self { regions: regions.len(), mappings }
+    }
+
+    /// Number of regions, with descriptor and without.
+    pub fn len(&self) -> usize {
+        self.regions
+    }
+
+    /// Whether no region left the table.
+    pub fn is_empty(&self) -> bool {
+        self.regions == 0
+    }
+
     /// Whether anything still holds a table with these regions.
     pub fn is_held(&self) -> bool {
         self.mappings.iter().any(|m| m.strong_count() > 0)
@@ -440,27 +456,35 @@ impl DmaSpace {
         Ok(())
     }
 
-    /// Unmaps the region that has exactly this range.
-    pub fn unmap(&self, iova: u64, size: u64) -> Result<Retired, NoSuchRegion> {
+    /// Unmaps every region in this range. A region that is partly in it refuses; a range in which nothing is
+    /// mapped is unmapped already (clients unmap what could not be mapped, and a vIOMMU invalidates wholesale).
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<Retired, UnmapError> {
+        let error = UnmapError { iova, size };
+        let last = size.checked_sub(1).and_then(|n| iova.checked_add(n)).ok_or(error)?;
         let _replacing = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.table.load();
-        let found = old.regions.binary_search_by_key(&iova, |r| r.start);
-        let index = found.ok().filter(|&i| old.regions[i].size == size).ok_or(NoSuchRegion { iova, size })?;
-        let mut regions = old.regions.clone();
-        let gone = regions.remove(index);
-        self.replace(&old, regions);
-        Ok(Retired { mappings: gone.mapping.iter().map(Arc::downgrade).collect() })
+        let from = old.regions.partition_point(|r| r.last() < iova);
+        let to = old.regions.partition_point(|r| r.start <= last);
+        let gone = old.regions.get(from..to).unwrap_or_default();
+        if gone.iter().any(|r| r.start < iova || r.last() > last) {
+            return Err(error);
+        }
+        let retired = Retired::of(gone);
+        if !gone.is_empty() {
+            self.replace(&old, [&old.regions[..from], &old.regions[to..]].concat());
+        }
+        Ok(retired)
     }
 
     /// Unmaps everything.
     pub fn unmap_all(&self) -> Retired {
         let _replacing = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.table.load();
-        let mappings = old.regions.iter().filter_map(|r| r.mapping.as_ref()).map(Arc::downgrade).collect();
+        let retired = Retired::of(&old.regions);
         if !old.regions.is_empty() {
             self.replace(&old, Vec::new());
         }
-        Retired { mappings }
+        retired
     }
 
     /// Whether the client took mapped memory away (truncated its file) and the device ran into it. What it
@@ -470,7 +494,7 @@ impl DmaSpace {
     }
 
     /// Becomes readable when [`Self::is_broken`] turns true.
-    pub fn broken_event(&self) -> Option<BorrowedFd<'_>> {
+    pub fn broken_event(&self) -> Option<Arc<OwnedFd>> {
         self.breakage.event()
     }
 

@@ -10,7 +10,7 @@
 //! depends on it.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 pub struct Breakage {
     broken: AtomicBool,
     /// Missing when the process was out of descriptors; the flag still works.
-    event: Option<OwnedFd>,
+    event: Option<Arc<OwnedFd>>,
 }
 
 impl Breakage {
@@ -29,7 +29,7 @@ impl Breakage {
         use rustix::event::{EventfdFlags, eventfd};
         Self {
             broken: AtomicBool::new(false),
-            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
+            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok().map(Arc::new),
         }
     }
 
@@ -39,9 +39,8 @@ impl Breakage {
     }
 
     /// Becomes readable when a mapping of this owner faults.
-    pub fn event(&self) -> Option<BorrowedFd<'_>> {
-        use std::os::fd::AsFd;
-        self.event.as_ref().map(|e| e.as_fd())
+    pub fn event(&self) -> Option<Arc<OwnedFd>> {
+        self.event.clone()
     }
 
     /// Forgets the fault, for the next client.

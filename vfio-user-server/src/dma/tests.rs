@@ -72,10 +72,16 @@ fn bad_regions_are_refused() {
     map(6 * PAGE, PAGE, 0).unwrap();
     map(PAGE.wrapping_neg(), PAGE, 0).unwrap();
     assert_eq!(space.table().len(), 4);
-    for (iova, pages) in [(4, 1), (5, 1), (4, 3), (3, 2), (9, 1), (4, 0)] {
+    for (iova, pages) in [(4, 1), (5, 1), (3, 2), (4, 0), (0, 5), (5, 9)] {
         assert!(space.unmap(iova * PAGE, pages * PAGE).is_err(), "{iova} {pages}");
     }
-    let _ = space.unmap(4 * PAGE, 2 * PAGE).unwrap();
+    assert!(space.unmap(PAGE, u64::MAX).is_err(), "wraps");
+    assert!(space.unmap(9 * PAGE, PAGE).unwrap().is_empty());
+    assert_eq!(space.unmap(4 * PAGE, 2 * PAGE).unwrap().len(), 1);
+    map(4 * PAGE, PAGE, 0).unwrap();
+    assert_eq!(space.unmap(0, 8 * PAGE).unwrap().len(), 3);
+    assert_eq!(space.unmap(PAGE.wrapping_neg(), PAGE).unwrap().len(), 1);
+    map(0, PAGE, 0).unwrap();
     let _ = space.unmap_all();
     assert!(space.table().is_empty());
 }

@@ -1,0 +1,227 @@
+//! [`serve`]: one function's clients, one after the other.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::frame::Decoder;
+use crate::function::PciFunction;
+use crate::ratelimit::RateLimit;
+use crate::session::{Output, Progress, Session, Wait};
+use crate::socket::{self, Received, Socket, watch};
+use crate::{Host, Listener, listener};
+
+/// How long the function may go on with a client's accepted I/O after the client left.
+const DETACH: Duration = Duration::from_secs(3);
+/// How much longer than its deadline the function is waited for. Then memory is taken away all the same.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long a client that broke the protocol may take to read the answer.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Pause after an accept that failed (out of descriptors, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Serves `function` to the clients of `listener` until `shutdown` resolves. Needs a tokio runtime with I/O
+/// and time, of any flavour.
+///
+/// One client at a time: who comes while another is there is turned away. After each client, however it
+/// left, the function is detached, its memory and interrupts are let go, and the next one finds it as after
+/// power-on.
+pub async fn serve(
+    listener: Listener,
+    host: Arc<Host>,
+    function: Arc<dyn PciFunction>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    let listening = watch(listener.handle(), Interest::READABLE)?;
+    let log = RateLimit::new();
+    let mut shutdown = pin!(shutdown);
+    let mut next: Option<Socket> = None;
+    loop {
+        let socket = match next.take() {
+            Some(socket) => socket,
+            None => tokio::select! {
+                biased;
+                () = &mut shutdown => return Ok(()),
+                socket = accept(&listening, &log) => socket,
+            },
+        };
+        tracing::info!("client connected");
+        let current = socket.handle();
+        let mut running = pin!(converse(socket, &host, &function));
+        let (socket, stop) = loop {
+            tokio::select! {
+                biased;
+                socket = &mut running => break (Some(socket), false),
+                () = &mut shutdown => break (None, true),
+                other = accept(&listening, &log), if next.is_none() => next = admit(&current, other, &log),
+            }
+        };
+        detach(&host, &function).await;
+        // Only now may the client believe that its memory is its own again.
+        drop((socket, current));
+        if stop {
+            return Ok(());
+        }
+        tracing::info!("client gone, ready for the next");
+    }
+}
+
+/// Keeps a client that comes while `current` is being served only if that one has left already.
+fn admit(current: &OwnedFd, other: Socket, log: &RateLimit) -> Option<Socket> {
+    if socket::is_hung_up(current.as_fd()) {
+        return Some(other);
+    }
+    if let Some(suppressed) = log.check() {
+        tracing::warn!(suppressed, "a further client was turned away: one is connected");
+    }
+    None
+}
+
+/// The next connection. Errors are logged and waited out.
+async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, log: &RateLimit) -> Socket {
+    loop {
+        let accepted = match listener.readable().await {
+            Ok(mut ready) => match ready.try_io(|listener| listener::accept(listener.get_ref())) {
+                Ok(accepted) => accepted,
+                Err(_would_block) => continue,
+            },
+            Err(error) => Err(error),
+        };
+        match accepted.and_then(Socket::new) {
+            Ok(socket) => return socket,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if let Some(suppressed) = log.check() {
+                    tracing::error!(%error, suppressed, "cannot accept a client");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Speaks with a client until it leaves or has to go. Returns the socket, still open.
+async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFunction>) -> Socket {
+    let mut session = Session::new(host.clone(), function.clone());
+    let mut decoder = Decoder::new();
+    let mut broken = pin!(memory_broken(host));
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = &mut broken => {
+                tracing::error!("the client took away memory that it had mapped; closing its connection");
+                return socket;
+            }
+            received = socket.receive(&mut decoder) => received,
+        };
+        let output = match received {
+            Ok(Received::Message(message)) => {
+                let progress = session.handle(message);
+                match finish(&mut session, &socket, progress, broken.as_mut()).await {
+                    Some(output) => output,
+                    None => return socket,
+                }
+            }
+            Ok(Received::Broken(bad)) => session.reject(bad.0),
+            Ok(Received::Closed) => {
+                if decoder.is_inside() {
+                    tracing::info!("client left in the middle of a message");
+                }
+                return socket;
+            }
+            Err(error) => {
+                tracing::info!(%error, "client left");
+                return socket;
+            }
+        };
+        if let Some(reply) = &output.reply {
+            let sent = if output.close {
+                tokio::time::timeout(FAREWELL, socket.send(reply)).await.unwrap_or(Ok(()))
+            } else {
+                tokio::select! {
+                    biased;
+                    () = &mut broken => return socket,
+                    sent = socket.send(reply) => sent,
+                }
+            };
+            if let Err(error) = sent {
+                tracing::info!(%error, "client left");
+                return socket;
+            }
+        }
+        if output.close {
+            tracing::warn!("closing the connection: the client broke the protocol");
+            return socket;
+        }
+    }
+}
+
+/// Waits for what a request has to wait for. `None`: the client left meanwhile.
+async fn finish(
+    session: &mut Session,
+    socket: &Socket,
+    mut progress: Progress,
+    mut broken: Pin<&mut impl Future<Output = ()>>,
+) -> Option<Output> {
+    loop {
+        match progress {
+            Progress::Done(output) => return Some(output),
+            Progress::Wait(Wait { done, deadline }) => {
+                tokio::select! {
+                    biased;
+                    () = done => {}
+                    () = until(deadline) => tracing::warn!("the function did not let go of memory in time"),
+                    () = socket.hung_up() => return None,
+                    () = broken.as_mut() => return None,
+                }
+                progress = session.resume();
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until((at + GRACE).into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when a mapping of the client's memory has faulted.
+async fn memory_broken(host: &Host) {
+    let event = host.dma.broken_event();
+    let event = event.and_then(|event| watch(event, Interest::READABLE).ok());
+    while !host.dma.is_broken() {
+        match &event {
+            Some(event) => match event.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => std::future::pending().await,
+            },
+            // Out of descriptors when the host was made: look now and then.
+            None => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Lets go of everything the client gave.
+async fn detach(host: &Host, function: &Arc<dyn PciFunction>) {
+    let deadline = Instant::now() + DETACH;
+    let done = function.detach(deadline);
+    if tokio::time::timeout_at((deadline + GRACE).into(), done).await.is_err() {
+        tracing::error!("the function did not let go of its client in time");
+    }
+    host.set_bus_master(false);
+    host.interrupts.clear();
+    let retired = host.dma.unmap_all();
+    if let Err(error) = retired.revoke() {
+        // Late accesses would reach the memory of a client that is gone, and of nobody else.
+        tracing::error!(%error, "cannot take away the memory of a client that left");
+    }
+    host.dma.repair();
+}

@@ -1,0 +1,66 @@
+//! DMA_MAP and DMA_UNMAP.
+
+use std::time::{Duration, Instant};
+
+use super::{Errno, Handled, Pending, Session, Wait};
+use crate::MapFlags;
+use crate::frame::Message;
+use crate::wire::{DmaMap, DmaUnmap, dma_map, dma_unmap};
+
+/// How long the function may go on with memory that the client unmaps. QEMU gives up after 5 s and takes the
+/// memory away regardless.
+const RETIRE: Duration = Duration::from_secs(3);
+
+impl Session {
+    pub(super) fn dma_map(&mut self, message: &mut Message) -> Result<Handled, Errno> {
+        let map: DmaMap = message.fixed().ok_or(libc::EINVAL)?;
+        let known = dma_map::READ | dma_map::WRITE | dma_map::MMAP | dma_map::FILE_IO;
+        if (map.argsz as usize) < size_of::<DmaMap>() || map.flags & !known != 0 || message.fds.len() > 1 {
+            return Err(libc::EINVAL);
+        }
+        let mut fd = message.fds.pop();
+        let how = map.flags & (dma_map::MMAP | dma_map::FILE_IO);
+        if how != 0 && fd.is_none() {
+            return Err(libc::EINVAL);
+        }
+        if how == dma_map::FILE_IO {
+            // Only by read and write: as far away as memory without a descriptor.
+            fd = None;
+        }
+        let shared = fd.is_some();
+        let flags = MapFlags::from_bits_truncate(map.flags);
+        match self.dma().map(map.address, map.size, fd, map.offset, flags) {
+            Ok(()) => {
+                tracing::debug!(iova = map.address, size = map.size, shared, ?flags, "guest memory mapped");
+                Ok(Handled::EMPTY)
+            }
+            Err(error) => {
+                if let Some(suppressed) = self.log.check() {
+                    tracing::warn!(iova = map.address, size = map.size, offset = map.offset, %error, suppressed, "cannot map guest memory");
+                }
+                Err(error.errno())
+            }
+        }
+    }
+
+    pub(super) fn dma_unmap(&mut self, message: &Message) -> Result<Handled, Errno> {
+        let unmap: DmaUnmap = message.fixed().ok_or(libc::EINVAL)?;
+        if (unmap.argsz as usize) < size_of::<DmaUnmap>() {
+            return Err(libc::EINVAL);
+        }
+        let retired = match unmap.flags {
+            0 if unmap.size == 0 => return Err(libc::EINVAL),
+            0 => self.dma().unmap(unmap.address, unmap.size).map_err(|_| libc::ENOENT)?,
+            dma_unmap::ALL if unmap.address == 0 && unmap.size == 0 => self.dma().unmap_all(),
+            _ => return Err(libc::EINVAL),
+        };
+        // The bitmap of dirty pages that old clients could ask for is not offered: the echo is the structure.
+        let body = message.payload[..size_of::<DmaUnmap>()].to_vec();
+        if retired.is_empty() {
+            return Ok(Handled::Answer(body, Vec::new()));
+        }
+        let deadline = Instant::now() + RETIRE;
+        let done = self.function.retire_memory(deadline);
+        Ok(Handled::Wait(Wait { done, deadline: Some(deadline) }, Pending::Unmap { retired, body }))
+    }
+}
