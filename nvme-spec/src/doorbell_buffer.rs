@@ -2,8 +2,8 @@
 //! page, page aligned.
 //!
 //! Both buffers are laid out as the doorbell registers are, with the same stride, from offset 0: the host writes the
-//! doorbell value to the shadow, and to the register only when the value passes the EventIdx. The buffers do not cover
-//! the admin queue (Base 5.11, B.5).
+//! doorbell value to the shadow, and to the register only when the value passes the EventIdx (Base B.5). Hosts may
+//! leave the admin queue's entries alone and ring its registers; Linux does.
 
 use crate::registers::{DOORBELLS, doorbell_offset};
 

@@ -28,7 +28,7 @@ open_enum! {
         SMART_HEALTH = 1,
         /// Notice.
         NOTICE = 2,
-        /// Immediate: no log page, and not masked afterwards.
+        /// Immediate: there is no log page to read.
         IMMEDIATE = 3,
         /// I/O command specific status.
         IO_COMMAND_SPECIFIC = 6,

@@ -1,7 +1,10 @@
 //! Get Features (Base 5.15) and Set Features (Base 5.27): identifiers, dwords and data of the features.
 //!
 //! Unless said otherwise a bitfield named after a feature is dword 11 of Set Features and completion dword 0 of Get
-//! Features alike.
+//! Features alike. Keep Alive Timer is the bare dword: milliseconds (Base 5.27.1.12).
+//!
+//! LBA ranges, predictable latency, read recovery levels, endurance group events, spinup and metadata features have
+//! their identifiers here but no layout.
 
 use bitfield_struct::bitfield;
 use zerocopy::little_endian::{U32, U64};
@@ -62,21 +65,21 @@ open_enum! {
         IO_COMMAND_SET_PROFILE = 0x19,
         /// Spinup Control (Base 5.27.1.22).
         SPINUP_CONTROL = 0x1A,
-        /// Enhanced Controller Metadata (Base 5.27.1).
+        /// Enhanced Controller Metadata (Base 5.27.1.23.1).
         ENHANCED_CONTROLLER_METADATA = 0x7D,
-        /// Controller Metadata (Base 5.27.1).
+        /// Controller Metadata (Base 5.27.1.23.2).
         CONTROLLER_METADATA = 0x7E,
-        /// Namespace Metadata (Base 5.27.1).
+        /// Namespace Metadata (Base 5.27.1.23.3).
         NAMESPACE_METADATA = 0x7F,
-        /// Software Progress Marker (Base 5.27.1).
+        /// Software Progress Marker (Base 5.27.1.24).
         SOFTWARE_PROGRESS_MARKER = 0x80,
-        /// Host Identifier (Base 5.27.1).
+        /// Host Identifier (Base 5.27.1.25).
         HOST_IDENTIFIER = 0x81,
-        /// Reservation Notification Mask (Base 5.27.1).
+        /// Reservation Notification Mask (Base 5.27.1.26).
         RESERVATION_NOTIFICATION_MASK = 0x82,
-        /// Reservation Persistence (Base 5.27.1).
+        /// Reservation Persistence (Base 5.27.1.27).
         RESERVATION_PERSISTENCE = 0x83,
-        /// Namespace Write Protection Config (Base 5.27.1).
+        /// Namespace Write Protection Config (Base 5.27.1.28).
         NAMESPACE_WRITE_PROTECTION_CONFIG = 0x84,
     }
 }
@@ -425,7 +428,7 @@ pub struct IoCommandSetProfile {
     __: u32,
 }
 
-/// Software Progress Marker (Base 5.27.1).
+/// Software Progress Marker (Base 5.27.1.24).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct SoftwareProgressMarker {
@@ -435,7 +438,7 @@ pub struct SoftwareProgressMarker {
     __: u32,
 }
 
-/// Host Identifier, dword 11 (Base 5.27.1). The data is 8 bytes, or 16 with EXHID.
+/// Host Identifier, dword 11 (Base 5.27.1.25). The data is 8 bytes, or 16 with EXHID.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct HostIdentifier {
@@ -445,7 +448,7 @@ pub struct HostIdentifier {
     __: u32,
 }
 
-/// Reservation Notification Mask (Base 5.27.1); a set bit suppresses the notification.
+/// Reservation Notification Mask (Base 5.27.1.26); a set bit suppresses the notification.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct ReservationNotificationMask {
@@ -461,7 +464,7 @@ pub struct ReservationNotificationMask {
     __: u32,
 }
 
-/// Reservation Persistence (Base 5.27.1).
+/// Reservation Persistence (Base 5.27.1.27).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct ReservationPersistence {
@@ -471,7 +474,7 @@ pub struct ReservationPersistence {
     __: u32,
 }
 
-/// Namespace Write Protection Config (Base 5.27.1).
+/// Namespace Write Protection Config (Base 5.27.1.28).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct NamespaceWriteProtectionConfig {
@@ -483,7 +486,7 @@ pub struct NamespaceWriteProtectionConfig {
 }
 
 open_enum! {
-    /// Namespace write protection states (Base 5.27.1, 8.12).
+    /// Namespace write protection states (Base 5.27.1.28).
     pub struct WriteProtectionState(u8) {
         /// Not protected.
         NONE = 0,

@@ -65,19 +65,20 @@ open_enum! {
         ACTIVE_NAMESPACE_LIST = 0x02,
         /// Namespace identification descriptors: [`NamespaceIdDescriptorHeader`].
         NAMESPACE_ID_DESCRIPTOR_LIST = 0x03,
-        /// NVM sets.
+        /// NVM sets (Base 5.17.2.4).
         NVM_SET_LIST = 0x04,
         /// Identify Namespace of an I/O command set: [`IdentifyNvmNamespace`].
         IO_COMMAND_SET_NAMESPACE = 0x05,
         /// Identify Controller of an I/O command set: [`IdentifyNvmController`].
         IO_COMMAND_SET_CONTROLLER = 0x06,
-        /// Active namespace identifiers of an I/O command set.
+        /// Active namespace identifiers of an I/O command set: [`NamespaceList`] (Base 5.17.2.7).
         IO_COMMAND_SET_ACTIVE_NAMESPACE_LIST = 0x07,
         /// Identify Namespace, independent of the I/O command set: [`IdentifyNamespaceIndependent`].
         NAMESPACE_INDEPENDENT = 0x08,
-        /// Identify Namespace for a user data format.
+        /// Identify Namespace for a user data format. Reserved in revision 2.0; defined by later ones.
         USER_DATA_FORMAT_NAMESPACE = 0x09,
-        /// Identify Namespace of an I/O command set for a user data format.
+        /// Identify Namespace of an I/O command set for a user data format. Reserved in revision 2.0; defined by
+        /// later ones.
         IO_COMMAND_SET_USER_DATA_FORMAT_NAMESPACE = 0x0A,
         /// Allocated namespace identifiers: [`NamespaceList`].
         ALLOCATED_NAMESPACE_LIST = 0x10,
@@ -87,17 +88,17 @@ open_enum! {
         ATTACHED_CONTROLLER_LIST = 0x12,
         /// Controllers of the subsystem: [`ControllerList`].
         CONTROLLER_LIST = 0x13,
-        /// Primary controller capabilities.
+        /// Primary controller capabilities (Base 5.17.2.13).
         PRIMARY_CONTROLLER_CAPABILITIES = 0x14,
-        /// Secondary controllers.
+        /// Secondary controllers (Base 5.17.2.14).
         SECONDARY_CONTROLLER_LIST = 0x15,
         /// Namespace granularity.
         NAMESPACE_GRANULARITY_LIST = 0x16,
-        /// UUIDs.
+        /// UUIDs (Base 5.17.2.16).
         UUID_LIST = 0x17,
-        /// Domains.
+        /// Domains (Base 5.17.2.17).
         DOMAIN_LIST = 0x18,
-        /// Endurance groups.
+        /// Endurance groups (Base 5.17.2.18).
         ENDURANCE_GROUP_LIST = 0x19,
         /// Allocated namespace identifiers of an I/O command set.
         IO_COMMAND_SET_ALLOCATED_NAMESPACE_LIST = 0x1A,
@@ -109,7 +110,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// CSI: command set identifiers (Base 3.1.2.1, figure "I/O Command Set Identifiers").
+    /// CSI: command set identifiers (Base 5.17.1, figure "Command Set Identifiers").
     pub struct CommandSet(u8) {
         /// NVM.
         NVM = 0,

@@ -44,27 +44,27 @@ open_enum! {
         PERSISTENT_EVENT_LOG = 0x0D,
         /// LBA Status Information (NVM 4.1.4).
         LBA_STATUS_INFORMATION = 0x0E,
-        /// Endurance Group Event Aggregate (Base 5.16.1).
+        /// Endurance Group Event Aggregate (Base 5.16.1.15).
         ENDURANCE_GROUP_EVENT_AGGREGATE = 0x0F,
-        /// Media Unit Status (Base 5.16.1).
+        /// Media Unit Status (Base 5.16.1.16).
         MEDIA_UNIT_STATUS = 0x10,
-        /// Supported Capacity Configuration List (Base 5.16.1).
+        /// Supported Capacity Configuration List (Base 5.16.1.17).
         SUPPORTED_CAPACITY_CONFIGURATION_LIST = 0x11,
-        /// Feature Identifiers Supported and Effects (Base 5.16.1).
+        /// Feature Identifiers Supported and Effects (Base 5.16.1.18).
         FEATURE_IDENTIFIERS_SUPPORTED_AND_EFFECTS = 0x12,
-        /// NVMe-MI Commands Supported and Effects (Base 5.16.1).
+        /// NVMe-MI Commands Supported and Effects (Base 5.16.1.19).
         NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS = 0x13,
-        /// Command and Feature Lockdown (Base 5.16.1).
+        /// Command and Feature Lockdown (Base 5.16.1.20).
         COMMAND_AND_FEATURE_LOCKDOWN = 0x14,
-        /// Boot Partition (Base 5.16.1).
+        /// Boot Partition (Base 5.16.1.21).
         BOOT_PARTITION = 0x15,
-        /// Rotational Media Information (Base 5.16.1).
+        /// Rotational Media Information (Base 5.16.1.22).
         ROTATIONAL_MEDIA_INFORMATION = 0x16,
-        /// Discovery (Base 5.16.1).
+        /// Discovery (Base 5.16.1.23).
         DISCOVERY = 0x70,
-        /// Reservation Notification (Base 5.16.1).
+        /// Reservation Notification (Base 5.16.1.24).
         RESERVATION_NOTIFICATION = 0x80,
-        /// Sanitize Status (Base 5.16.1).
+        /// Sanitize Status (Base 5.16.1.25).
         SANITIZE_STATUS = 0x81,
     }
 }
@@ -389,7 +389,7 @@ open_enum! {
     }
 }
 
-/// Scope of a command or feature, twelve bits (Base 5.16.1.6, 5.16.1).
+/// Scope of a command or feature, twelve bits (Base 5.16.1.6, 5.16.1.18).
 #[bitfield(u16)]
 #[derive(PartialEq, Eq)]
 pub struct Scope {
@@ -409,7 +409,7 @@ pub struct Scope {
     __: u16,
 }
 
-/// Feature Identifiers Supported and Effects, 1024 bytes, LID 12h (Base 5.16.1).
+/// Feature Identifiers Supported and Effects, 1024 bytes, LID 12h (Base 5.16.1.18).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FeaturesSupportedAndEffects {
@@ -418,7 +418,7 @@ pub struct FeaturesSupportedAndEffects {
 }
 assert_size!(FeaturesSupportedAndEffects => 1024);
 
-/// FID supported and effects, 4 bytes (Base 5.16.1).
+/// FID supported and effects, 4 bytes (Base 5.16.1.18).
 #[bitfield(u32, repr = U32, from = U32::new, into = U32::get)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FeatureEffects {

@@ -1,10 +1,11 @@
-//! Lists that Identify returns: namespaces, identifiers of a namespace, controllers, command sets (Base 5.17.2, 4.5).
+//! Lists that Identify returns: namespaces, identifiers of a namespace, controllers, command sets (Base 5.17.2).
 
 use bitfield_struct::bitfield;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Namespace list, 4096 bytes, ascending, unused entries 0 (Base 5.17.2.2; CNS 02h, 07h, 10h, 1Ah).
+/// Namespace list, 4096 bytes, ascending, unused entries 0 (Base 5.17.2.2, 5.17.2.7, 5.17.2.9,
+/// 5.17.2.19; CNS 02h, 07h, 10h, 1Ah).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NamespaceList {
@@ -13,7 +14,8 @@ pub struct NamespaceList {
 }
 assert_size!(NamespaceList => 4096);
 
-/// Controller list, 4096 bytes, ascending (CNS 12h, 13h; also the data of Namespace Attachment).
+/// Controller list, 4096 bytes, ascending (Base 5.17.2.11, 5.17.2.12; CNS 12h, 13h; also the data of Namespace
+/// Attachment).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ControllerList {
@@ -72,7 +74,7 @@ impl NamespaceIdType {
     }
 }
 
-/// Combinations of I/O command sets that can be enabled at once, 4096 bytes (Base 5.17.2; CNS 1Ch). An empty
+/// Combinations of I/O command sets that can be enabled at once, 4096 bytes (Base 5.17.2.21; CNS 1Ch). An empty
 /// vector ends the list.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -82,7 +84,7 @@ pub struct IoCommandSetCombinations {
 }
 assert_size!(IoCommandSetCombinations => 4096);
 
-/// I/O command set vector, 8 bytes (Base 5.17.2).
+/// I/O command set vector, 8 bytes (Base 5.17.2.21).
 #[bitfield(u64, repr = U64, from = U64::new, into = U64::get)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct IoCommandSetVector {

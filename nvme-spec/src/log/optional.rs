@@ -53,7 +53,7 @@ open_enum! {
     }
 }
 
-/// Reservation Notification, 64 bytes, LID 80h (Base 5.16.1).
+/// Reservation Notification, 64 bytes, LID 80h (Base 5.16.1.24).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ReservationNotificationLog {
@@ -73,7 +73,7 @@ pub struct ReservationNotificationLog {
 assert_size!(ReservationNotificationLog => 64);
 
 open_enum! {
-    /// Reservation notification types (Base 5.16.1).
+    /// Reservation notification types (Base 5.16.1.24).
     pub struct ReservationNotificationType(u8) {
         /// The log is empty.
         EMPTY = 0,
@@ -86,7 +86,7 @@ open_enum! {
     }
 }
 
-/// Sanitize Status, 512 bytes, LID 81h (Base 5.16.1).
+/// Sanitize Status, 512 bytes, LID 81h (Base 5.16.1.25).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SanitizeStatusLog {
@@ -113,7 +113,7 @@ pub struct SanitizeStatusLog {
 }
 assert_size!(SanitizeStatusLog => 512);
 
-/// SSTAT (Base 5.16.1).
+/// SSTAT (Base 5.16.1.25).
 #[bitfield(u16, repr = U16, from = U16::new, into = U16::get)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SanitizeStatus {
@@ -130,7 +130,7 @@ pub struct SanitizeStatus {
 }
 
 open_enum! {
-    /// The state of the most recent sanitize operation (Base 5.16.1).
+    /// The state of the most recent sanitize operation (Base 5.16.1.25).
     pub struct SanitizeState(u8) {
         /// Never sanitized.
         NEVER = 0,
