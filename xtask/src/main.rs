@@ -1,2 +1,61 @@
-//! The project's tasks.
-fn main() {}
+//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `ci`.
+
+mod ci;
+mod demo;
+mod process;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Quarry's tasks. On a fresh Debian 12 or 13 with Rust, git and root, `demo` and `test` bring all they need themselves.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Brings what a fresh machine lacks, and says what was already there
+    ///
+    /// Debian packages (as root), cargo-nextest, cargo-fuzz, and everything that the test guest is made of: a QEMU with
+    /// vfio-user, firmware, a kernel, a root image, a bootable disk. Those are made of Debian's packages below
+    /// target/guest; nothing of them is installed. A second setup does nothing and is instant.
+    Setup,
+    /// Boots a virtual machine on a disk that Quarry serves, and measures the disk in it
+    ///
+    /// Builds Quarry, serves a file as a disk, boots a guest, runs fio in it and has it verify what it wrote. Prints a
+    /// table and writes result.json, latency.svg and latency.png to target/demo. Ends with 0 only when the guest found
+    /// its data intact. Uses KVM where KVM really works; elsewhere QEMU emulates the CPU, and the guest is the
+    /// bottleneck.
+    Demo(demo::Demo),
+    /// Runs every test: crates, guests, documentation, loom models, fuzz targets
+    ///
+    /// Ends with one line, "N passed, N failed". What cannot run on this machine is counted as skipped, or as failed
+    /// where CI=true. QUARRY_FUZZ_SECONDS sets the time for each fuzz target (60).
+    Test(test::Test),
+    /// What has to be true of every change: formatted, free of warnings, every test passed
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Setup => setup::everything(),
+        Task::Demo(demo) => demo.run(),
+        Task::Test(test) => test.run(),
+        Task::Ci => ci::run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,24 @@
+//! `cargo xtask ci`.
+
+use crate::process::{self, cargo, workspace};
+use crate::test::Test;
+use anyhow::Result;
+
+/// Crates with a workspace of their own.
+const OTHERS: &[&str] = &["qemu-configs/guest-agent", "fuzz"];
+
+pub fn run() -> Result<()> {
+    run_checks()?;
+    Test::default().run()
+}
+
+fn run_checks() -> Result<()> {
+    process::run(&mut cargo(["fmt", "--all", "--check"]))?;
+    for other in OTHERS {
+        let manifest = workspace().join(other).join("Cargo.toml");
+        if manifest.exists() {
+            process::run(cargo(["fmt", "--check", "--manifest-path"]).arg(manifest))?;
+        }
+    }
+    process::run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}

@@ -1,0 +1,95 @@
+//! The server of the demo's disk.
+
+use crate::process::{line, say};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A moment for the server's start and for its end, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `quarry serve` with one disk that is a file.
+pub struct Server {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+    /// Of the socket: its path has to be short.
+    _directory: tempfile::TempDir,
+}
+
+impl Server {
+    /// Starts it on a fresh image in `directory` and waits until it listens.
+    pub fn start(quarry: &Path, directory: &Path) -> Result<Self> {
+        let short = tempfile::Builder::new().prefix("quarry-demo-").tempdir()?;
+        let (socket, image) = (short.path().join("disk.sock"), directory.join("disk.img"));
+        let log = directory.join("quarry.log");
+        match fs::remove_file(&image) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(image.display().to_string());
+            }
+            _ => {}
+        }
+        let mut command = Command::new(quarry);
+        command.arg("serve").arg("--socket").arg(&socket);
+        command.arg("--disk").arg(format!("file:{},size=2G", image.display()));
+        say(&line(&command));
+        let output = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = qemu_configs::spawn(command).with_context(|| quarry.display().to_string())?;
+        let mut server = Self { child, socket, log, _directory: short };
+        let start = Instant::now();
+        while !listens(&server.socket) {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("quarry ended at its start: {status}\n{}", server.log());
+            }
+            ensure!(start.elapsed() < PATIENCE, "quarry does not listen\n{}", server.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(server)
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Ends it as an operator would, and expects that it ends well.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        kill_process(pid, Signal::TERM)?;
+        let start = Instant::now();
+        let status: ExitStatus = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            ensure!(start.elapsed() < PATIENCE, "quarry ignores SIGTERM\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        };
+        ensure!(status.success(), "quarry ended badly: {status}\n{}", self.log());
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Asks the kernel, not the server: it takes one client, and that shall be the guest.
+fn listens(socket: &Path) -> bool {
+    const ACCEPTING: &str = "00010000";
+    let path = socket.display().to_string();
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    table.lines().any(|line| line.ends_with(&path) && line.split_whitespace().nth(3) == Some(ACCEPTING))
+}

@@ -1,0 +1,116 @@
+//! `cargo xtask test`.
+
+mod fuzz;
+mod tally;
+
+use crate::process::{build_quarry, cargo, line, say, target};
+use crate::setup;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use tally::Tally;
+
+/// Crates with tests under `--cfg loom`: every order in which threads can meet is tried.
+const LOOM_CRATES: &[&str] = &[];
+
+/// Which tests to run.
+#[derive(Args, Default)]
+pub struct Test {
+    /// Leave out what takes minutes: guests, loom models, fuzz targets
+    #[arg(long)]
+    quick: bool,
+    /// Run only the tests whose names contain one of these (and no loom model or fuzz target)
+    filter: Vec<String>,
+}
+
+impl Test {
+    pub fn run(self) -> Result<()> {
+        setup::packages()?;
+        setup::tools()?;
+        setup::images()?;
+        let quarry = build_quarry()?;
+        let mut tally = Tally::default();
+        self.nextest(&quarry, &mut tally)?;
+        if self.filter.is_empty() {
+            documentation(&mut tally)?;
+        }
+        if self.filter.is_empty() && !self.quick {
+            loom(&mut tally)?;
+            fuzz::run(&mut tally)?;
+        }
+        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+        match tally.finish(ci) {
+            0 => Ok(()),
+            _ => std::process::exit(1),
+        }
+    }
+
+    fn nextest(&self, quarry: &Path, tally: &mut Tally) -> Result<()> {
+        let mut command = cargo(["nextest", "run", "--workspace", "--no-fail-fast"]);
+        if self.quick {
+            command.args(["-E", "not binary(/^guest/)"]);
+        }
+        command.args(&self.filter).env("QUARRY_BIN", quarry);
+        let mut summary = None;
+        let status = watch(&mut command, |line| summary = tally::nextest(line).or(summary))?;
+        let mut counts = summary.unwrap_or_default();
+        if !self.filter.is_empty() {
+            counts.skipped = 0; // left out on demand
+        }
+        tally.add("nextest", counts, status);
+        Ok(())
+    }
+}
+
+/// The examples in the documentation, which nextest does not run.
+fn documentation(tally: &mut Tally) -> Result<()> {
+    libtest("documentation", &mut cargo(["test", "--doc", "--workspace", "--no-fail-fast"]), tally)
+}
+
+fn loom(tally: &mut Tally) -> Result<()> {
+    for name in LOOM_CRATES {
+        let mut command = cargo(["test", "--release", "--lib", "-p", name, "loom"]);
+        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target().join("loom"));
+        libtest(&format!("loom models of {name}"), &mut command, tally)?;
+    }
+    Ok(())
+}
+
+/// A command that runs tests with Rust's own runner.
+fn libtest(what: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
+    let mut counts = tally::Counts::default();
+    let status = watch(command, |line| counts += tally::libtest(line).unwrap_or_default())?;
+    tally.add(what, counts, status);
+    Ok(())
+}
+
+/// Runs a command, shows what it prints as it comes, and looks at every line.
+fn watch(command: &mut Command, mut look: impl FnMut(&str)) -> Result<ExitStatus> {
+    say(&line(command));
+    if std::io::stderr().is_terminal() {
+        command.env("CARGO_TERM_COLOR", "always");
+    }
+    // Both in one pipe, so that they stay in order.
+    let (reader, writer) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| line(command))?;
+    // The command keeps its ends of the pipe: with those alive the pipe would never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    for text in BufReader::new(reader).split(b'\n') {
+        let text = String::from_utf8_lossy(&text?).into_owned();
+        eprintln!("{text}");
+        look(&tally::plain(&text));
+    }
+    Ok(child.wait()?)
+}
+
+/// A number of seconds from the environment.
+fn seconds(variable: &str, default: u64) -> Result<u64> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text} is no number of seconds")),
+        Err(std::env::VarError::NotPresent) => Ok(default),
+        Err(e) => bail!("{variable}: {e}"),
+    }
+}
