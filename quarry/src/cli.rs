@@ -91,7 +91,7 @@ pub struct Serve {
     #[arg(
         value_name = "CONFIG",
         required_unless_present = "disk",
-        conflicts_with_all = ["socket", "fd", "disk", "block_size", "read_only", "serial", "nqn", "model"]
+        conflicts_with_all = ["socket", "fd", "socket_mode", "disk", "block_size", "read_only", "serial", "nqn", "model"]
     )]
     pub config: Option<PathBuf>,
     /// Where the VMM connects; created, and removed at the end
@@ -100,6 +100,9 @@ pub struct Serve {
     /// A listening socket that the caller passes as this descriptor
     #[arg(long, value_name = "N")]
     pub fd: Option<i32>,
+    /// Permissions of the socket, octal, for VMMs that run as another user [default: 0600]
+    #[arg(long, value_name = "MODE", requires = "socket")]
+    pub socket_mode: Option<String>,
     /// A disk, see below; given again, the controller has several namespaces
     #[arg(long, value_name = "SPEC")]
     pub disk: Vec<String>,
@@ -178,9 +181,14 @@ impl Serve {
             model: text(&self.model, "model"),
             namespaces,
         };
+        let socket_mode = match text(&self.socket_mode, "socket-mode") {
+            Some(mode) => Some(parse::parse_mode(mode, sink)?),
+            None => None,
+        };
         let controller = ControllerConfig {
             spot: socket.spot().clone(),
             socket,
+            socket_mode,
             subsystem: SubsystemRef::Own(Box::new(subsystem)),
             io_queues: defaults::IO_QUEUES,
             queue_entries: defaults::QUEUE_ENTRIES,

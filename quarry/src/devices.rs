@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use block::Device;
+use block_file::{FileDevice, FileOptions};
 use block_memory::{MemoryDevice, NullDevice};
 
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
-use crate::config::model::{DeviceKind, FaultDevice, FileDevice};
+use crate::config::model::{self as config, DeviceKind, FaultDevice, FileDevice as FileConfig};
 use crate::server::StartError;
 
 /// Open devices by name.
@@ -48,8 +49,23 @@ fn ensure(name: &str, config: &Config, open: &mut Devices) -> Result<Arc<dyn Dev
     Ok(opened)
 }
 
-fn open_file(file: &FileDevice) -> Result<Arc<dyn Device>, StartError> {
-    Err(StartError::new(&file.path.spot, "file devices are not built yet"))
+fn open_file(file: &FileConfig) -> Result<Arc<dyn Device>, StartError> {
+    let mut options = FileOptions::new(&file.path.value)
+        .read_only(file.read_only)
+        .block_size(file.block_size.value)
+        .direct(match file.direct {
+            config::Direct::Auto => block_file::Direct::Auto,
+            config::Direct::On => block_file::Direct::Require,
+            config::Direct::Off => block_file::Direct::Off,
+        });
+    if let Some(size) = &file.size {
+        options = options.create(size.value);
+    }
+    let device = FileDevice::open(&options).map_err(|error| StartError::new(&file.path.spot, error))?;
+    if !device.is_direct() && file.direct == config::Direct::Auto {
+        tracing::info!(path = %file.path.value.display(), "no O_DIRECT here; I/O goes through the page cache");
+    }
+    Ok(Arc::new(device))
 }
 
 fn over_faults(fault: &FaultDevice, inner: Arc<dyn Device>) -> Arc<dyn Device> {

@@ -1,11 +1,14 @@
 //! [`Endpoint`]: a controller and the socket where its client connects.
 
 use std::fmt;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nvme_emu::Controller;
+use tokio::sync::watch;
+use tracing::Instrument as _;
+use vfio_user_server::Listener;
 
 use crate::config::diagnostic::{At, Spot};
 use crate::config::model::{ControllerConfig, Socket};
@@ -16,6 +19,7 @@ pub struct Endpoint {
     name: String,
     address: Address,
     spot: Spot,
+    listener: Listener,
     function: Arc<Controller>,
 }
 
@@ -43,15 +47,19 @@ impl Endpoint {
         name: &str,
         config: &ControllerConfig,
         function: Arc<Controller>,
-        inherited: Option<OwnedFd>,
+        inherited: Option<Listener>,
     ) -> Result<Self, StartError> {
         let spot = config.socket.spot().clone();
-        let _ = inherited;
-        let address = match &config.socket {
-            Socket::Path(path) => Address::Path(path.value.clone()),
-            Socket::Fd(fd) => Address::Fd(fd.value),
+        let (listener, address) = match (&config.socket, inherited) {
+            (Socket::Path(path), _) => {
+                let listener = Listener::bind(&path.value, config.socket_mode)
+                    .map_err(|error| StartError::new(&spot, explain(&path.value, &error)))?;
+                (listener, Address::Path(path.value.clone()))
+            }
+            (Socket::Fd(fd), Some(listener)) => (listener, Address::Fd(fd.value)),
+            (Socket::Fd(fd), None) => (claim(fd)?, Address::Fd(fd.value)),
         };
-        Ok(Self { name: name.to_owned(), address, spot, function })
+        Ok(Self { name: name.to_owned(), address, spot, listener, function })
     }
 
     /// Where the client connects.
@@ -59,37 +67,42 @@ impl Endpoint {
         &self.address
     }
 
-    /// Serves one client after another until `stopping` turns true.
-    pub async fn serve(self, mut stopping: tokio::sync::watch::Receiver<bool>) -> Result<(), StartError> {
-        let _ = (&self.name, &self.spot, &self.function);
-        let _ = stopping.wait_for(|stop| *stop).await;
-        Ok(())
+    /// Serves one client after another until `stopping` turns true. Then the socket is gone, too.
+    pub async fn serve(self, mut stopping: watch::Receiver<bool>) -> Result<(), StartError> {
+        let Self { name, address: _, spot, listener, function } = self;
+        let host = function.host().clone();
+        let stopped = async move {
+            // An error means that the server itself is gone, which is a reason to stop as well.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        vfio_user_server::serve(listener, host, function, stopped)
+            .instrument(tracing::info_span!("controller", name))
+            .await
+            .map_err(|error| StartError::new(&spot, error))
     }
 }
 
-/// Takes over a listening socket that this process inherited: a duplicate, closed on exec; the original stays as
-/// it is.
-pub fn claim(fd: &At<i32>) -> Result<OwnedFd, StartError> {
-    let failed = |what: String| StartError::new(&fd.spot, what);
-    // SAFETY: takes numbers only; a number that is no descriptor is answered with EBADF.
-    let duplicate: RawFd = unsafe { libc::fcntl(fd.value, libc::F_DUPFD_CLOEXEC, 3) };
-    if duplicate < 0 {
-        return Err(failed(format!(
-            "descriptor {} is not open; the caller must pass a listening socket as this number",
-            fd.value
-        )));
-    }
-    // SAFETY: `fcntl` made it just now, so nobody else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(duplicate) };
-    use rustix::net::{AddressFamily, SocketType, sockopt};
-    let listening = sockopt::socket_acceptconn(&socket) == Ok(true)
-        && sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
-        && sockopt::socket_type(&socket) == Ok(SocketType::STREAM);
-    if !listening {
-        return Err(failed(format!(
-            "descriptor {} is not a listening Unix stream socket; bind and listen before passing it",
-            fd.value
-        )));
-    }
-    Ok(socket)
+/// What to do about a socket that cannot be made.
+fn explain(path: &Path, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop that server, or choose another path",
+        io::ErrorKind::PermissionDenied => "; give this user write access to its directory",
+        io::ErrorKind::NotFound => "; create its directory first",
+        io::ErrorKind::ReadOnlyFilesystem => "; choose a path below /run",
+        _ => "",
+    };
+    format!("cannot listen on {}: {error}{remedy}", path.display())
+}
+
+/// Takes over a listening socket that this process inherited.
+pub fn claim(fd: &At<i32>) -> Result<Listener, StartError> {
+    let number = fd.value;
+    Listener::inherited(number).map_err(|error| {
+        let what = match error.kind() {
+            io::ErrorKind::InvalidInput => error.to_string(),
+            _ => format!("the descriptor cannot be used: {error}"),
+        };
+        let remedy = "the caller must pass a Unix stream socket that listens already";
+        StartError::new(&fd.spot, format!("descriptor {number}: {what}; {remedy} as this number"))
+    })
 }

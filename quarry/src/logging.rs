@@ -36,7 +36,7 @@ pub fn start(format: Format, filter: Option<&str>) -> anyhow::Result<()> {
             .with_env_filter(filter)
             .json()
             .flatten_event(true)
-            .with_current_span(false)
+            .with_span_list(false)
             .with_writer(lossy_stderr)
             .try_init(),
     };

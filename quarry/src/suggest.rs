@@ -4,7 +4,9 @@
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let normal = |text: &str| text.to_ascii_lowercase().replace('-', "_");
     let wanted = normal(word);
-    let limit = (wanted.chars().count() / 3).max(1);
+    let length = wanted.chars().count();
+    // A word of one letter is near everything.
+    let limit = (length / 3).max(1).min(length.saturating_sub(1));
     candidates
         .into_iter()
         .map(|candidate| (distance(&wanted, &normal(candidate)), candidate))
@@ -46,6 +48,6 @@ mod tests {
         assert_eq!(nearest("block-size", keys), Some("block_size"));
         assert_eq!(nearest("readonly", keys), Some("read_only"));
         assert_eq!(nearest("compression", keys), None);
-        assert_eq!(nearest("x", keys), None);
+        assert_eq!(nearest("x", ["a", "y"]), None);
     }
 }

@@ -8,7 +8,7 @@ use super::check_machine;
 use super::diagnostic::{At, Sink, Spot};
 use super::model::{Config, DeviceKind, Socket, SubsystemConfig, SubsystemRef, Threads};
 use super::parse::names;
-use super::reader::expected;
+use crate::suggest;
 
 /// The longest path that fits a `sockaddr_un`.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -31,14 +31,17 @@ impl Machine {
 pub fn check(config: &Config, machine: &Machine, sink: &Sink) {
     reactors(config, machine, sink);
     devices(config, sink);
-    for (spot, subsystem) in all_subsystems(config) {
+    for (_, subsystem) in all_subsystems(config) {
         identity(subsystem, sink);
-        namespaces(spot, subsystem, config, sink);
+        namespaces(subsystem, config, sink);
     }
     unique_identities(config, sink);
     one_user_each(config, sink);
     controllers(config, sink);
     check_machine::check(config, sink);
+    if !sink.has_errors() {
+        leftovers(config, sink);
+    }
 }
 
 /// Every subsystem: those with a table, and those of one controller.
@@ -60,10 +63,17 @@ fn resolve<'k>(
     if known.clone().any(|name| name == reference.value) {
         return true;
     }
-    let help = if known.clone().next().is_none() {
-        format!("add a table [{what}s.{}]", reference.value)
-    } else {
-        format!("{}, or add a table [{what}s.{}]", expected(&reference.value, known), reference.value)
+    let table = format!("[{what}s.{}]", reference.value);
+    let help = match suggest::nearest(&reference.value, known.clone()) {
+        Some(near) => format!("did you mean `{near}`? Otherwise add a table {table}"),
+        None => {
+            let all: Vec<String> = known.map(|name| format!("`{name}`")).collect();
+            if all.is_empty() {
+                format!("add a table {table}")
+            } else {
+                format!("name one of {}, or add a table {table}", all.join(", "))
+            }
+        }
     };
     sink.error(&reference.spot, format!("there is no {what} `{}`", reference.value), help);
     false
@@ -221,7 +231,7 @@ fn identity(subsystem: &SubsystemConfig, sink: &Sink) {
     }
 }
 
-fn namespaces(spot: &Spot, subsystem: &SubsystemConfig, config: &Config, sink: &Sink) {
+fn namespaces(subsystem: &SubsystemConfig, config: &Config, sink: &Sink) {
     let known = names(&config.devices).chain(config.unreadable.iter().map(String::as_str));
     let mut by_nsid: HashMap<u32, &Spot> = HashMap::new();
     for namespace in &subsystem.namespaces {
@@ -235,13 +245,6 @@ fn namespaces(spot: &Spot, subsystem: &SubsystemConfig, config: &Config, sink: &
                 "give each namespace its own, or remove `nsid` for the lowest free one",
             );
         }
-    }
-    if subsystem.namespaces.is_empty() {
-        sink.warning(
-            spot,
-            "no namespaces: guests will find a controller without a disk",
-            "add: namespaces = [{ device = \"disk\" }]",
-        );
     }
 }
 
@@ -292,26 +295,15 @@ fn one_user_each(config: &Config, sink: &Sink) {
             users.insert(&user.value, &user.spot);
         }
     }
-    for (name, device) in &config.devices {
-        if !users.contains_key(name.as_str()) {
-            sink.warning(
-                &device.spot,
-                "no namespace and no layer uses this device",
-                "remove it, or put it into `namespaces` of a controller or subsystem",
-            );
-        }
-    }
 }
 
 fn controllers(config: &Config, sink: &Sink) {
     let mut sockets: HashMap<String, &Spot> = HashMap::new();
-    let mut used = BTreeSet::new();
     let mut in_order: Vec<_> = config.controllers.values().collect();
     in_order.sort_by_key(|controller| controller.spot.span.as_ref().map(|span| span.start));
     for controller in in_order {
         if let SubsystemRef::Shared(subsystem) = &controller.subsystem {
             resolve(subsystem, names(&config.subsystems), "subsystem", sink);
-            used.insert(subsystem.value.as_str());
         }
         let spot = controller.socket.spot();
         let key = match &controller.socket {
@@ -349,8 +341,43 @@ fn controllers(config: &Config, sink: &Sink) {
             sockets.insert(key, spot);
         }
     }
+}
+
+/// What can be served but was probably not meant.
+fn leftovers(config: &Config, sink: &Sink) {
+    let mut used_devices: BTreeSet<&str> = BTreeSet::new();
+    for device in config.devices.values() {
+        used_devices.extend(device.kind.inner().into_iter().map(|inner| inner.value.as_str()));
+    }
+    for (spot, subsystem) in all_subsystems(config) {
+        used_devices.extend(subsystem.namespaces.iter().map(|namespace| namespace.device.value.as_str()));
+        if subsystem.namespaces.is_empty() {
+            sink.warning(
+                spot,
+                "no namespaces: guests will find a controller without a disk",
+                "add: namespaces = [{ device = \"disk\" }]",
+            );
+        }
+    }
+    for (name, device) in &config.devices {
+        if !used_devices.contains(name.as_str()) {
+            sink.warning(
+                &device.spot,
+                "no namespace and no layer uses this device",
+                "remove it, or put it into `namespaces` of a controller or subsystem",
+            );
+        }
+    }
+    let used_subsystems: BTreeSet<&str> = config
+        .controllers
+        .values()
+        .filter_map(|controller| match &controller.subsystem {
+            SubsystemRef::Shared(shared) => Some(shared.value.as_str()),
+            SubsystemRef::Own(_) => None,
+        })
+        .collect();
     for (name, subsystem) in &config.subsystems {
-        if !used.contains(name.as_str()) {
+        if !used_subsystems.contains(name.as_str()) {
             sink.warning(
                 &subsystem.spot,
                 "no controller belongs to this subsystem",

@@ -78,6 +78,11 @@ impl Sink {
         self.push(Severity::Warning, spot, message.into(), help.into());
     }
 
+    /// Whether there was an error so far: then what looks unused or empty may only be what could not be read.
+    pub fn has_errors(&self) -> bool {
+        self.0.borrow().iter().any(|d| d.severity == Severity::Error)
+    }
+
     fn push(&self, severity: Severity, spot: &Spot, message: String, help: String) {
         self.0.borrow_mut().push(Diagnostic { severity, spot: spot.clone(), message, help });
     }

@@ -222,6 +222,8 @@ pub struct ControllerConfig {
     pub spot: Spot,
     /// Where its client connects.
     pub socket: Socket,
+    /// Permissions of the socket's file; its owner's alone if missing.
+    pub socket_mode: Option<u32>,
     /// What it belongs to.
     pub subsystem: SubsystemRef,
     /// I/O queue pairs.

@@ -74,16 +74,9 @@ fn reactors(root: &Section<'_>) -> Reactors {
     let count = section.integer("count", 1..=1024);
     let cpus = section.integers("cpus", 0..=u64::from(u16::MAX));
     let cpus_spot = section.get("cpus").map(|(_, spot)| spot);
-    // `poll` and `interrupt` are refused by their own names rather than as unknown words.
-    let modes = [("adaptive", Some(Mode::Adaptive)), ("poll", None), ("interrupt", None)];
-    let mode = section.choice("mode", &modes);
-    if let Some(At { value: None, spot }) = &mode {
-        section.sink().error(
-            spot,
-            "this mode does not exist yet",
-            "use `adaptive`, which polls while there is work",
-        );
-    }
+    let cpus_empty =
+        section.get("cpus").is_some_and(|(v, _)| v.get_ref().as_array().is_some_and(|a| a.is_empty()));
+    let mode = mode(&section).unwrap_or_default();
     let threads = match (count, cpus_spot) {
         (Some(count), Some(_)) => {
             let number = count.value as usize;
@@ -97,7 +90,7 @@ fn reactors(root: &Section<'_>) -> Reactors {
             Threads::Cpus(cpus.into_iter().map(|cpu| cpu.map(|n| n as usize)).collect())
         }
         (None, Some(spot)) => {
-            if cpus.is_empty() {
+            if cpus_empty {
                 section.sink().error(&spot, "no CPU is named", "name at least one, or remove `cpus`");
             }
             Threads::Cpus(cpus.into_iter().map(|cpu| cpu.map(|n| n as usize)).collect())
@@ -106,7 +99,21 @@ fn reactors(root: &Section<'_>) -> Reactors {
         (None, None) => Threads::Default,
     };
     section.finish();
-    Reactors { threads, mode: mode.and_then(|mode| mode.value).unwrap_or_default() }
+    Reactors { threads, mode }
+}
+
+fn mode(section: &Section<'_>) -> Option<Mode> {
+    let (value, spot) = section.get("mode")?;
+    // Planned, and refused by name rather than as unknown words.
+    if let Some(planned @ ("poll" | "interrupt")) = value.get_ref().as_str() {
+        section.sink().error(
+            &spot,
+            format!("the mode `{planned}` does not exist yet"),
+            "use `adaptive`: it polls while there is work and sleeps when there is none",
+        );
+        return None;
+    }
+    section.choice("mode", &[("adaptive", Mode::Adaptive)]).map(|mode| mode.value)
 }
 
 fn subsystem(section: &Section<'_>) -> SubsystemConfig {
@@ -169,6 +176,7 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
         (None, None) => section.missing("socket", "\"/run/quarry/vm.sock\""),
     };
 
+    let socket_mode = section.string("socket_mode", "\"0660\"").and_then(|mode| parse_mode(mode, sink));
     let shared = section.string("subsystem", "\"disks\"");
     let own = subsystem(section);
     let subsystem = match shared {
@@ -204,14 +212,16 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
     let max_transfer = section.size("max_transfer").and_then(|size| check_max_transfer(size, sink));
     let intx = section.flag("intx");
     let reactors = section.integers("reactors", 0..=1023);
-    if let Some((_, spot)) = section.get("reactors")
+    if let Some((value, spot)) = section.get("reactors")
         && reactors.is_empty()
+        && value.get_ref().as_array().is_some_and(|array| array.is_empty())
     {
         sink.error(&spot, "no reactor is named", "name at least one, or remove the key to use all of them");
     }
     Some(ControllerConfig {
         spot: section.spot().clone(),
         socket: socket?,
+        socket_mode,
         subsystem: subsystem?,
         io_queues: io_queues.map_or(defaults::IO_QUEUES, |n| n.value as u16),
         queue_entries: queue_entries.map_or(defaults::QUEUE_ENTRIES, |n| n.value as u32),
@@ -219,6 +229,20 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
         intx,
         reactors: reactors.into_iter().map(|n| n.map(|n| n as usize)).collect(),
     })
+}
+
+/// Permissions as `chmod` has them: three octal digits, a zero before them allowed.
+pub(crate) fn parse_mode(text: At<String>, sink: &Sink) -> Option<u32> {
+    let digits = text.value.strip_prefix('0').filter(|rest| rest.len() == 3).unwrap_or(&text.value);
+    let mode = u32::from_str_radix(digits, 8).ok().filter(|_| digits.len() == 3 && !digits.starts_with('+'));
+    if mode.is_none() {
+        sink.error(
+            &text.spot,
+            format!("`{}` are no permissions", text.value),
+            "write octal digits as for chmod, for example \"0660\" to let the group connect",
+        );
+    }
+    mode
 }
 
 fn check_max_transfer(size: At<u64>, sink: &Sink) -> Option<u32> {

@@ -187,8 +187,9 @@ impl<'a> Section<'a> {
 
     /// An array of tables.
     pub fn sections(&self, key: &'static str, example: &str) -> Vec<Section<'a>> {
-        let items = self.items(key, &format!("[{example}]"));
-        items.into_iter().filter_map(|(value, spot)| self.nested(value, spot, key, example)).collect()
+        let example = format!("[{example}]");
+        let items = self.items(key, &example);
+        items.into_iter().filter_map(|(value, spot)| self.nested(value, spot, key, &example)).collect()
     }
 
     /// A table.
