@@ -1,12 +1,30 @@
-//! [`Controller`]: one NVMe controller, a PCI function.
+//! [`Controller`]: one NVMe controller as a PCI function: the control side of it.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vfio_user_server::{FunctionInfo, Host, PciFunction, Quiesced, Reset};
+use nvme_spec::registers::DOORBELLS;
+use vfio_user_server::{Bar, FunctionInfo, Host, MappableArea, PciFunction, Quiesced, Reset};
 
+use crate::doorbells::Doorbells;
+use crate::latch::latch;
+use crate::registers::Effect;
+use crate::shared::{DoorbellError, Message, Shared};
+use crate::worker::HOME;
 use crate::{Subsystem, WorkerSeed};
+
+/// Red Hat's vendor and the device it set aside for virtual NVMe controllers (docs/specs/pci-ids of QEMU).
+pub(crate) const VENDOR_ID: u16 = 0x1B36;
+const DEVICE_ID: u16 = 0x0010;
+pub(crate) const SUBSYSTEM_VENDOR_ID: u16 = 0x1AF4;
+const SUBSYSTEM_ID: u16 = 0x1100;
+
+/// Mass storage, non-volatile memory, NVM Express I/O controller (PCIe 3.1.1).
+const CLASS_CODE: u32 = 0x01_08_02;
+
+/// I/O queues whose doorbells fit into one page of shadow doorbells (Base 5.11).
+const SHADOW_QUEUES: u16 = 31;
 
 /// Limits of a controller.
 #[derive(Clone, Debug)]
@@ -19,19 +37,49 @@ pub struct ControllerConfig {
     pub max_transfer: u32,
     /// Offer the INTx pin for guests without MSI-X.
     pub intx: bool,
+    /// Offer shadow doorbells (Doorbell Buffer Config), with at most 31 I/O queue pairs. Of use where the VMM
+    /// does not map the doorbells.
+    pub shadow_doorbells: bool,
     /// Reactors that its queues are spread over, at least 1.
     pub workers: usize,
 }
 
 impl Default for ControllerConfig {
     fn default() -> Self {
-        Self { io_queues: 128, queue_entries: 1024, max_transfer: 1 << 20, intx: false, workers: 1 }
+        Self {
+            io_queues: 128,
+            queue_entries: 1024,
+            max_transfer: 1 << 20,
+            intx: false,
+            shadow_doorbells: false,
+            workers: 1,
+        }
+    }
+}
+
+impl ControllerConfig {
+    fn check(mut self) -> io::Result<Self> {
+        let problem = if !(1..=128).contains(&self.io_queues) {
+            "io_queues must be 1 to 128"
+        } else if !(2..=65536).contains(&self.queue_entries) {
+            "queue_entries must be 2 to 65536"
+        } else if !self.max_transfer.is_power_of_two() || !(4096..=1 << 20).contains(&self.max_transfer) {
+            "max_transfer must be a power of two from 4 KiB to 1 MiB"
+        } else if !(1..=256).contains(&self.workers) {
+            "workers must be 1 to 256"
+        } else {
+            if self.shadow_doorbells {
+                self.io_queues = self.io_queues.min(SHADOW_QUEUES);
+            }
+            return Ok(self);
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 }
 
 /// One NVMe controller.
 pub struct Controller {
-    host: Arc<Host>,
+    shared: Arc<Shared>,
     info: FunctionInfo,
 }
 
@@ -42,13 +90,73 @@ impl Controller {
         subsystem: Arc<Subsystem>,
         config: ControllerConfig,
     ) -> io::Result<(Arc<Self>, Vec<WorkerSeed>)> {
-        let _ = (subsystem, config);
-        Err(io::ErrorKind::Unsupported.into())
+        let config = config.check()?;
+        // One vector for the admin queue and one for each I/O queue pair.
+        let msix_vectors = config.io_queues + 1;
+        let host = Arc::new(Host::new(msix_vectors));
+        let doorbells = Doorbells::new(config.io_queues)?;
+        let area =
+            MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() };
+        let cntlid = subsystem.reserve_controller();
+        let info = FunctionInfo {
+            vendor_id: VENDOR_ID,
+            device_id: DEVICE_ID,
+            subsystem_vendor_id: SUBSYSTEM_VENDOR_ID,
+            subsystem_id: SUBSYSTEM_ID,
+            revision: 1,
+            class_code: CLASS_CODE,
+            serial_number: u64::from(cntlid),
+            bars: vec![Bar {
+                index: 0,
+                size: (DOORBELLS + area.size).next_power_of_two(),
+                mappable: Some(area),
+            }],
+            msix_vectors,
+            intx: config.intx,
+        };
+        let workers = config.workers;
+        let shared = Arc::new(Shared::new(host, subsystem, config, cntlid, doorbells));
+        shared.subsystem.attach_controller(&shared);
+        let seeds = (0..workers).map(|index| WorkerSeed { shared: shared.clone(), index }).collect();
+        Ok((Arc::new(Self { shared, info }), seeds))
     }
 
     /// Guest memory and interrupts of this function, for the protocol server.
     pub fn host(&self) -> &Arc<Host> {
-        &self.host
+        &self.shared.host
+    }
+
+    fn write_doorbells(&self, offset: u64, data: &[u8]) {
+        // Doorbells are written as dwords (PCIe 3.1.2); other sizes change nothing.
+        for (i, bytes) in data.chunks(4).enumerate() {
+            let (at, Ok(bytes)) = (offset + 4 * i as u64, <[u8; 4]>::try_from(bytes)) else { continue };
+            match self.shared.doorbells.locate(at) {
+                Some((qid, is_cq)) => {
+                    self.shared.doorbells.doorbell(qid, is_cq).store(u32::from_le_bytes(bytes));
+                }
+                // The rest of a wider store covers the padding between doorbells.
+                None if i > 0 => {}
+                None => {
+                    self.shared.send(HOME, Message::InvalidDoorbell(DoorbellError::Register));
+                }
+            }
+        }
+        self.shared.wake_all();
+    }
+
+    fn subsystem_reset(&self) {
+        for controller in self.shared.subsystem.controllers() {
+            controller.registers().subsystem_reset();
+            controller.send(HOME, Message::Configuration);
+        }
+    }
+
+    /// To power-on state; resolves when the controller is down.
+    fn power_on(&self) -> Quiesced {
+        let (token, latch) = latch();
+        self.shared.registers().power_on();
+        self.shared.send(HOME, Message::Reset(token));
+        Box::pin(latch)
     }
 }
 
@@ -56,17 +164,55 @@ impl PciFunction for Controller {
     fn info(&self) -> &FunctionInfo {
         &self.info
     }
-    fn bar_read(&self, _bar: u8, _offset: u64, data: &mut [u8]) {
+
+    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        if bar != 0 {
+            return;
+        }
+        let below = DOORBELLS.saturating_sub(offset).min(data.len() as u64) as usize;
+        let (registers, doorbells) = data.split_at_mut(below);
+        if !registers.is_empty() {
+            self.shared.registers().read(offset, registers);
+        }
+        if !doorbells.is_empty() {
+            self.shared.doorbells.read((offset + below as u64) - DOORBELLS, doorbells);
+        }
     }
-    fn bar_write(&self, _bar: u8, _offset: u64, _data: &[u8]) {}
-    fn reset(&self, _reset: Reset) -> Quiesced {
-        Box::pin(std::future::ready(()))
+
+    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
+        if bar != 0 {
+            return;
+        }
+        let below = DOORBELLS.saturating_sub(offset).min(data.len() as u64) as usize;
+        let (registers, doorbells) = data.split_at(below);
+        if !registers.is_empty() {
+            let effect = self.shared.registers().write(offset, registers);
+            match effect {
+                Effect::None => {}
+                Effect::Configuration => self.shared.send(HOME, Message::Configuration),
+                Effect::InterruptMask => self.shared.update_intx(),
+                Effect::SubsystemReset => self.subsystem_reset(),
+            }
+        }
+        if !doorbells.is_empty() {
+            self.write_doorbells((offset + below as u64) - DOORBELLS, doorbells);
+        }
     }
-    fn retire_memory(&self, _deadline: Instant) -> Quiesced {
-        Box::pin(std::future::ready(()))
+
+    fn reset(&self, reset: Reset) -> Quiesced {
+        tracing::debug!(controller = self.shared.cntlid, ?reset, "reset");
+        self.power_on()
     }
+
+    fn retire_memory(&self, deadline: Instant) -> Quiesced {
+        let (token, latch) = latch();
+        self.shared.send_all(|| Message::Retire { deadline, done: token.clone() });
+        drop(token);
+        Box::pin(latch)
+    }
+
     fn detach(&self, _deadline: Instant) -> Quiesced {
-        Box::pin(std::future::ready(()))
+        self.power_on()
     }
 }

@@ -3,10 +3,31 @@
 //! A [`Subsystem`] holds namespaces over `block` devices. A [`Controller`] is one PCI function of it: its
 //! registers are reached through [`vfio_user_server::PciFunction`] by the control threads, its queues are
 //! polled by [`Worker`]s, one per reactor.
+//!
+//! Specification references: "Base" is NVM Express Base 2.0, "NVM" the NVM Command Set 1.0, "PCIe" the NVMe over
+//! PCIe Transport 1.0.
+//!
+//! What it leaves out: metadata and protection information, reservations, namespace management, firmware
+//! update, zoned namespaces, controller memory buffers.
 
 pub mod controller;
 pub mod subsystem;
 pub mod worker;
+
+mod admin;
+mod doorbells;
+mod engine;
+mod error_log;
+mod home;
+mod latch;
+mod memory;
+mod nvm;
+mod queue;
+mod registers;
+mod shared;
+mod slots;
+mod status;
+mod transfer;
 
 pub use controller::{Controller, ControllerConfig};
 pub use subsystem::{NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};

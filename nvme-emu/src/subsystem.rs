@@ -1,8 +1,14 @@
 //! [`Subsystem`]: identity and namespaces, shared by its controllers.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use block::Device;
+
+use crate::shared::{Message, Shared};
+
+/// The largest namespace identifier: NN of Identify Controller, and MNAN.
+pub(crate) const MAX_NAMESPACES: u32 = 1024;
 
 /// Who the subsystem says it is.
 #[derive(Clone, Debug)]
@@ -33,19 +39,125 @@ pub struct NamespaceConfig {
 pub struct SubsystemError(pub String);
 
 /// An NVM subsystem.
-pub struct Subsystem {}
+pub struct Subsystem {
+    pub(crate) config: SubsystemConfig,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    namespaces: BTreeMap<u32, Arc<Namespace>>,
+    controllers: Vec<Weak<Shared>>,
+    next_controller: u16,
+}
+
+/// A namespace, attached to every controller of its subsystem.
+pub(crate) struct Namespace {
+    pub(crate) nsid: u32,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) read_only: bool,
+}
 
 impl Subsystem {
     /// An empty subsystem.
     pub fn new(config: SubsystemConfig) -> Result<Arc<Self>, SubsystemError> {
-        let _ = config;
-        Ok(Arc::new(Self {}))
+        let text = |what: &str, value: &str, most: usize| {
+            let printable = value.bytes().all(|byte| (0x20..0x7F).contains(&byte));
+            if value.is_empty() || value.len() > most || !printable {
+                return Err(SubsystemError(format!(
+                    "{what} {value:?} must be 1 to {most} printable ASCII characters"
+                )));
+            }
+            Ok(())
+        };
+        text("NQN", &config.nqn, 223)?;
+        text("serial number", &config.serial, 20)?;
+        text("model number", &config.model, 40)?;
+        Ok(Arc::new(Self { config, state: Mutex::default() }))
     }
 
     /// Adds a namespace, attached to every controller; controllers tell their hosts by an asynchronous
     /// event. Returns its identifier.
     pub fn add_namespace(&self, config: NamespaceConfig) -> Result<u32, SubsystemError> {
-        let _ = config;
-        Ok(1)
+        let info = config.device.info();
+        if !info.block_size.is_power_of_two() || !(512..=65536).contains(&info.block_size) || info.blocks == 0
+        {
+            return Err(SubsystemError(format!(
+                "a device of {} blocks of {} bytes cannot be a namespace: it needs 512 to 65536 bytes per block, \
+                 a power of two, and at least one block",
+                info.blocks, info.block_size
+            )));
+        }
+        let mut state = self.state();
+        let nsid =
+            match config.nsid {
+                Some(nsid) if !(1..=MAX_NAMESPACES).contains(&nsid) => {
+                    return Err(SubsystemError(format!(
+                        "namespace identifier {nsid} is not in 1..={MAX_NAMESPACES}"
+                    )));
+                }
+                Some(nsid) if state.namespaces.contains_key(&nsid) => {
+                    return Err(SubsystemError(format!("namespace identifier {nsid} is taken")));
+                }
+                Some(nsid) => nsid,
+                None => (1..=MAX_NAMESPACES).find(|nsid| !state.namespaces.contains_key(nsid)).ok_or_else(
+                    || SubsystemError(format!("all {MAX_NAMESPACES} namespace identifiers are taken")),
+                )?,
+            };
+        let NamespaceConfig { nsid: _, device, uuid, read_only } = config;
+        state.namespaces.insert(nsid, Arc::new(Namespace { nsid, device, uuid, read_only }));
+        announce(&state, nsid);
+        Ok(nsid)
+    }
+
+    /// Removes a namespace. Commands that name it from now on get Invalid Namespace; those in flight end.
+    pub fn remove_namespace(&self, nsid: u32) -> Result<(), SubsystemError> {
+        let mut state = self.state();
+        if state.namespaces.remove(&nsid).is_none() {
+            return Err(SubsystemError(format!("there is no namespace {nsid}")));
+        }
+        announce(&state, nsid);
+        Ok(())
+    }
+
+    /// Tells the controllers that a namespace's device changed its size.
+    pub fn namespace_changed(&self, nsid: u32) {
+        announce(&self.state(), nsid);
+    }
+
+    pub(crate) fn namespace(&self, nsid: u32) -> Option<Arc<Namespace>> {
+        self.state().namespaces.get(&nsid).cloned()
+    }
+
+    pub(crate) fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.state().namespaces.values().cloned().collect()
+    }
+
+    /// A controller joins; returns its identifier.
+    pub(crate) fn reserve_controller(&self) -> u16 {
+        let mut state = self.state();
+        state.next_controller += 1;
+        state.next_controller
+    }
+
+    pub(crate) fn attach_controller(&self, shared: &Arc<Shared>) {
+        let mut state = self.state();
+        state.controllers.retain(|controller| controller.strong_count() > 0);
+        state.controllers.push(Arc::downgrade(shared));
+    }
+
+    pub(crate) fn controllers(&self) -> Vec<Arc<Shared>> {
+        self.state().controllers.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn announce(state: &State, nsid: u32) {
+    for controller in state.controllers.iter().filter_map(Weak::upgrade) {
+        controller.send_all(|| Message::NamespaceChanged(nsid));
     }
 }

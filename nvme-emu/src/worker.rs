@@ -1,18 +1,39 @@
 //! [`Worker`]: the part of a controller that one reactor polls.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use block::Reactor;
 
+use crate::engine::Engine;
+use crate::home::Home;
+use crate::shared::{Message, Shared};
+
+/// The index of the worker that runs the admin queue.
+pub(crate) const HOME: usize = 0;
+
+/// How long before its deadline retired memory is taken away from commands that hold it.
+const RETIRE_MARGIN: Duration = Duration::from_millis(250);
+
 /// A worker on its way to its reactor's thread.
-pub struct WorkerSeed {}
+pub struct WorkerSeed {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) index: usize,
+}
 
 /// The queues of one controller on one reactor. Not `Send`.
-pub struct Worker {}
+pub struct Worker {
+    engine: Engine,
+    home: Option<Home>,
+}
 
 impl WorkerSeed {
     /// Becomes a worker of the calling thread's reactor.
     pub fn start(self, reactor: &Reactor) -> Worker {
-        let _ = reactor;
-        Worker {}
+        let Self { shared, index } = self;
+        let _ = shared.ports[index].unparker.set(reactor.unparker());
+        let home = (index == HOME).then(Home::new);
+        Worker { engine: Engine::new(shared, index, reactor.clone()), home }
     }
 }
 
@@ -20,11 +41,93 @@ impl Worker {
     /// One turn: takes control messages, fetches and starts commands, polls what is pending, posts
     /// completions. Never blocks. Returns whether there was anything to do.
     pub fn poll(&mut self) -> bool {
-        false
+        let (mut busy, changed) = self.take_mail();
+        self.refresh_memory();
+        let fetch = self.engine.shared.is_running() && self.engine.shared.host.bus_master();
+        if let Some(home) = &mut self.home {
+            busy |= home.turn(&mut self.engine, changed);
+        }
+        busy | self.engine.turn(fetch)
     }
 
-    /// Whether anything is in flight or the guest keeps it busy: the reactor may not sleep long.
+    /// Whether anything is in flight: the reactor may not sleep long.
     pub fn is_active(&self) -> bool {
-        false
+        self.engine.in_flight() > 0 || self.home.as_ref().is_some_and(Home::is_active)
+    }
+
+    /// Whether the guest has the controller enabled: it may store into a doorbell at any moment, which wakes
+    /// nobody. While this is false, everything that needs a turn unparks the reactor.
+    pub fn is_enabled(&self) -> bool {
+        self.engine.shared.is_running()
+    }
+
+    /// Takes the current DMA table in time: queues were resolved in the old one.
+    fn refresh_memory(&mut self) {
+        if self.engine.refresh_memory().is_some()
+            && let Some(home) = &mut self.home
+        {
+            home.refresh_memory(&self.engine);
+        }
+    }
+
+    /// Returns whether there was mail, and whether the home has to look at the registers.
+    fn take_mail(&mut self) -> (bool, bool) {
+        let (mut busy, mut changed) = (false, false);
+        let shared = self.engine.shared.clone();
+        while let Some(message) = shared.ports[self.engine.index].take() {
+            busy = true;
+            let engine = &mut self.engine;
+            match message {
+                Message::Configuration => changed = true,
+                Message::Reset(done) => {
+                    changed = true;
+                    if let Some(home) = &mut self.home {
+                        home.reset(done);
+                    }
+                }
+                Message::Retire { deadline, done } => {
+                    let removed = engine.refresh_memory();
+                    if removed.is_some()
+                        && let Some(home) = &mut self.home
+                    {
+                        home.refresh_memory(engine);
+                    }
+                    let deadline = deadline.checked_sub(RETIRE_MARGIN).unwrap_or_else(Instant::now);
+                    engine.retire(deadline, done);
+                }
+                Message::NamespaceChanged(nsid) => {
+                    engine.namespace_changed(nsid);
+                    if let Some(home) = &mut self.home {
+                        home.namespace_changed(nsid);
+                    }
+                }
+                Message::InvalidDoorbell(error) => {
+                    if let Some(home) = &mut self.home {
+                        home.invalid_doorbell(engine, error);
+                    }
+                }
+                Message::CreateCq { qid, iova, entries, vector, done } => {
+                    engine.create_cq(qid, iova, entries, vector);
+                    drop(done);
+                }
+                Message::CreateSq { qid, iova, entries, cqid, done } => {
+                    engine.create_sq(qid, iova, entries, cqid);
+                    drop(done);
+                }
+                Message::DeleteSq { qid, done } => engine.delete_sq(qid, done),
+                Message::DeleteCq { qid, done } => {
+                    engine.delete_cq(qid);
+                    drop(done);
+                }
+                Message::Abort { sqid, cid, found, done } => engine.abort(sqid, cid, &found, done),
+                Message::ShadowDoorbells { doorbells, events, done } => {
+                    engine.use_shadow_doorbells(doorbells, events);
+                    drop(done);
+                }
+                Message::Stop { deadline, done } => engine.stop(deadline, done),
+                Message::Page(page) => engine.set_page(page),
+            }
+        }
+        (busy, changed)
     }
 }

@@ -1,0 +1,353 @@
+//! The home worker's part: bringing the controller up and down as its registers ask, and the admin queue.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nvme_spec::command::Command;
+use nvme_spec::status::Status;
+use vfio_user_server::{DmaFault, Hint};
+
+use crate::admin::{Admin, Answer, Ask, Change, To};
+use crate::engine::Engine;
+use crate::error_log::Failure;
+use crate::latch::{Latch, Token, latch};
+use crate::nvm;
+use crate::queue::{CompletionQueue, InvalidDoorbell, SubmissionQueue, completion};
+use crate::registers::{Enabled, Registers};
+use crate::shared::{DoorbellError, Message};
+use crate::slots::{Ended, Slots, Work};
+
+/// How long commands in flight may take to end in a reset before they are cancelled.
+const STOP_GRACE: Duration = Duration::from_millis(1500);
+
+/// Admin commands taken in one turn.
+const BATCH: u32 = 8;
+
+/// What only the home worker has.
+pub(crate) struct Home {
+    phase: Phase,
+    /// Resets asked for through the function, not the registers: released when the controller is down.
+    resets: Vec<Token>,
+    shutdown: Shutdown,
+    /// The next doorbell to look at for stray stores.
+    scan: u16,
+}
+
+enum Phase {
+    Off,
+    On(Box<Up>),
+    Stopping(Latch),
+}
+
+enum Shutdown {
+    None,
+    /// Flushing, in this slot of its own.
+    Flushing(Box<Slots>),
+}
+
+/// The controller while it is enabled.
+struct Up {
+    enabled: Enabled,
+    sq: SubmissionQueue,
+    cq: CompletionQueue,
+    admin: Admin,
+    waiting: Vec<Waiting>,
+}
+
+/// An admin command that waits for other workers.
+struct Waiting {
+    cid: u16,
+    latch: Latch,
+    change: Change,
+    /// Abort: whether the command was found.
+    found: Option<Arc<AtomicBool>>,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        Self { phase: Phase::Off, resets: Vec::new(), shutdown: Shutdown::None, scan: 0 }
+    }
+
+    /// The function was reset from outside.
+    pub(crate) fn reset(&mut self, done: Token) {
+        self.resets.push(done);
+    }
+
+    /// The DMA table changed.
+    pub(crate) fn refresh_memory(&mut self, engine: &Engine) {
+        if let Phase::On(up) = &mut self.phase {
+            let _ = up.sq.map(engine.memory.table());
+            let _ = up.cq.map(engine.memory.table());
+        }
+    }
+
+    /// A namespace came, went or changed.
+    pub(crate) fn namespace_changed(&mut self, nsid: u32) {
+        if let Phase::On(up) = &mut self.phase {
+            up.admin.events.namespace_changed(nsid);
+        }
+    }
+
+    pub(crate) fn invalid_doorbell(&mut self, engine: &Engine, error: DoorbellError) {
+        if let Phase::On(up) = &mut self.phase {
+            up.invalid_doorbell(engine, error);
+        }
+    }
+
+    /// One turn. Returns whether there was anything to do.
+    pub(crate) fn turn(&mut self, engine: &mut Engine, changed: bool) -> bool {
+        let mut busy = changed;
+        busy |= self.follow_registers(engine, changed);
+        busy |= self.follow_shutdown(engine, changed);
+        if let Phase::On(up) = &mut self.phase
+            && engine.shared.host.bus_master()
+        {
+            busy |= up.turn(engine);
+            self.scan = up.scan_doorbell(engine, self.scan);
+        }
+        busy
+    }
+
+    /// Whether there is something that the reactor must not sleep over.
+    pub(crate) fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Stopping(_))
+            || matches!(self.shutdown, Shutdown::Flushing(_))
+            || matches!(&self.phase, Phase::On(up) if !up.waiting.is_empty())
+    }
+
+    fn follow_registers(&mut self, engine: &mut Engine, changed: bool) -> bool {
+        match &mut self.phase {
+            Phase::Off if changed => {
+                self.resets.clear(); // nothing to stop
+                let wanted = engine.shared.registers().wanted();
+                match wanted {
+                    Some(wanted) => self.enable(engine, wanted),
+                    // CFS is cleared by CC.EN = 0.
+                    None => engine.shared.registers().set_stopped_if_disabled(),
+                }
+                true
+            }
+            Phase::On(up) if changed => {
+                if engine.shared.registers().resets() != up.enabled.resets || !self.resets.is_empty() {
+                    self.begin_stop(engine);
+                }
+                true
+            }
+            Phase::Stopping(latch) if latch.is_released() => {
+                self.phase = Phase::Off;
+                engine.shared.registers().set_stopped();
+                self.resets.clear();
+                tracing::debug!(controller = engine.shared.cntlid, "controller is down");
+                // The host may have enabled it again meanwhile.
+                self.follow_registers(engine, true)
+            }
+            _ => false,
+        }
+    }
+
+    fn enable(&mut self, engine: &mut Engine, wanted: Enabled) {
+        match Up::new(engine, wanted) {
+            Ok(up) => {
+                engine.shared.send_all(|| Message::Page(up.page()));
+                self.phase = Phase::On(Box::new(up));
+                engine.shared.set_running(true);
+                engine.shared.registers().set_ready();
+                tracing::debug!(controller = engine.shared.cntlid, "controller is ready");
+            }
+            Err(reason) => {
+                tracing::warn!(controller = engine.shared.cntlid, %reason, "the host cannot enable the controller");
+                engine.shared.registers().set_fatal();
+            }
+        }
+    }
+
+    fn begin_stop(&mut self, engine: &mut Engine) {
+        engine.shared.set_running(false);
+        let (token, latch) = latch();
+        let deadline = Instant::now() + STOP_GRACE;
+        engine.shared.send_all(|| Message::Stop { deadline, done: token.clone() });
+        if let Phase::On(up) = std::mem::replace(&mut self.phase, Phase::Stopping(latch)) {
+            up.release_interrupt(engine);
+        }
+    }
+
+    /// CC.SHN: makes all namespaces durable, then says so.
+    fn follow_shutdown(&mut self, engine: &mut Engine, changed: bool) -> bool {
+        if changed && matches!(self.shutdown, Shutdown::None) && engine.shared.registers().shutdown_wanted() {
+            let mut slots = Slots::new(engine.reactor.unparker(), engine.memory.snapshot().clone());
+            if slots.has_room()
+                && let Some(slot) = slots.take()
+            {
+                let tag = slots.io_tag(slot);
+                slots.set_work(slot, Work::Many(Box::pin(nvm::flush_all(engine.channels(), tag))));
+            }
+            engine.shared.registers().begin_shutdown();
+            self.shutdown = Shutdown::Flushing(Box::new(slots));
+        }
+        let Shutdown::Flushing(slots) = &mut self.shutdown else { return false };
+        // The only slot; polled each turn, which is rare enough.
+        match slots.poll(0) {
+            Some(Ended::Many(Err(error))) => {
+                tracing::error!(controller = engine.shared.cntlid, %error, "flush at shutdown failed");
+            }
+            Some(_) => {}
+            None if slots.in_flight() > 0 => return false,
+            None => {}
+        }
+        self.shutdown = Shutdown::None;
+        engine.shared.registers().finish_shutdown();
+        true
+    }
+}
+
+impl Up {
+    fn new(engine: &Engine, enabled: Enabled) -> Result<Self, String> {
+        Registers::check(&enabled).map_err(str::to_owned)?;
+        let doorbells = &engine.shared.doorbells;
+        let asqs = u32::from(enabled.aqa.asqs_z()) + 1;
+        let acqs = u32::from(enabled.aqa.acqs_z()) + 1;
+        let mut sq = SubmissionQueue::new(0, enabled.asq, asqs, 0, doorbells.doorbell(0, false));
+        let mut cq = CompletionQueue::new(0, enabled.acq, acqs, Some(0), doorbells.doorbell(0, true));
+        let table = engine.memory.table();
+        sq.map(table).map_err(|fault: DmaFault| format!("admin submission queue: {fault}"))?;
+        cq.map(table).map_err(|fault: DmaFault| format!("admin completion queue: {fault}"))?;
+        let admin = Admin::new(engine.shared.clone(), 4096 << enabled.cc.mps(), enabled.cc);
+        Ok(Self { enabled, sq, cq, admin, waiting: Vec::new() })
+    }
+
+    fn page(&self) -> u64 {
+        4096 << self.enabled.cc.mps()
+    }
+
+    fn turn(&mut self, engine: &mut Engine) -> bool {
+        let mut busy = self.finish_waiting(engine);
+        busy |= self.fetch(engine);
+        self.post_events(engine);
+        if engine.shared.host.interrupts.msix_enabled() {
+            if std::mem::take(&mut self.cq.dirty) {
+                engine.vectors.add(0);
+            }
+        } else if engine.shared.config.intx {
+            if self.cq.asserts_intx {
+                let _ = self.cq.poll_head();
+            }
+            let asserts = !self.cq.is_empty();
+            if asserts != self.cq.asserts_intx {
+                self.cq.asserts_intx = asserts;
+                engine.shared.assert_intx(asserts);
+            }
+        }
+        busy
+    }
+
+    fn release_interrupt(&self, engine: &Engine) {
+        if self.cq.asserts_intx {
+            engine.shared.assert_intx(false);
+        }
+    }
+
+    fn fetch(&mut self, engine: &mut Engine) -> bool {
+        if !self.sq.ring.is_mapped() {
+            return false;
+        }
+        let waiting = match self.sq.poll_tail() {
+            Ok(0) => return false,
+            Ok(waiting) => waiting.min(BATCH),
+            Err(InvalidDoorbell) => {
+                self.invalid_doorbell(engine, DoorbellError::Value { qid: 0 });
+                return true;
+            }
+        };
+        let room = match self.cq.room(waiting) {
+            Ok(room) => waiting.min(room),
+            Err(InvalidDoorbell) => {
+                self.invalid_doorbell(engine, DoorbellError::Value { qid: 0 });
+                return true;
+            }
+        };
+        for _ in 0..room {
+            let Ok(command) = self.sq.fetch(engine.memory.table()) else {
+                self.sq.ring.unmap();
+                break;
+            };
+            self.cq.reserve();
+            self.execute(engine, &command);
+        }
+        room > 0
+    }
+
+    fn execute(&mut self, engine: &mut Engine, command: &Command) {
+        let cid = command.cid();
+        match self.admin.execute(engine.memory.table(), &mut Hint::default(), command) {
+            // It may wait for ever: its slot is taken when an event comes.
+            Answer::Held => self.cq.release(),
+            Answer::Done(result) => self.answer(engine, cid, Status::SUCCESS, result),
+            Answer::Failed(status) => self.answer(engine, cid, status, 0),
+            Answer::Ask(Ask { to, message, change, found }) => {
+                let (token, latch) = latch();
+                match to {
+                    To::One(worker) => engine.shared.send(worker, message(token)),
+                    To::All => engine.shared.send_all(|| message(token.clone())),
+                }
+                self.waiting.push(Waiting { cid, latch, change, found });
+            }
+        }
+    }
+
+    fn finish_waiting(&mut self, engine: &Engine) -> bool {
+        let mut busy = false;
+        while let Some(at) = self.waiting.iter().position(|waiting| waiting.latch.is_released()) {
+            let Waiting { cid, change, found, .. } = self.waiting.swap_remove(at);
+            self.admin.queues.finished(change);
+            // Abort: dword 0 bit 0 says that the command was not aborted (Base 5.1.1).
+            let missed = found.is_some_and(|found| !found.load(Ordering::Acquire));
+            self.answer(engine, cid, Status::SUCCESS, u32::from(missed));
+            busy = true;
+        }
+        busy
+    }
+
+    fn answer(&mut self, engine: &Engine, cid: u16, status: Status, result: u32) {
+        if !status.is_success() {
+            let failure = Failure { sqid: 0, cid, status, lba: 0, nsid: 0 };
+            engine.shared.errors().push(&failure);
+        }
+        self.cq.post(completion(0, self.sq.head(), cid, status, result), engine.memory.table());
+    }
+
+    fn post_events(&mut self, engine: &Engine) {
+        while self.admin.events.has_next() && self.cq.room(1).is_ok_and(|room| room > 0) {
+            let Some((cid, status, result)) = self.admin.events.next() else { return };
+            self.cq.reserve();
+            self.cq.post(completion(0, self.sq.head(), cid, status, result), engine.memory.table());
+        }
+    }
+
+    fn invalid_doorbell(&mut self, engine: &Engine, error: DoorbellError) {
+        use nvme_spec::event::AsyncEvent;
+        let (event, sqid) = match error {
+            DoorbellError::Register => (AsyncEvent::WRITE_TO_INVALID_DOORBELL_REGISTER, 0xFFFF),
+            DoorbellError::Value { qid } => (AsyncEvent::INVALID_DOORBELL_WRITE_VALUE, qid),
+        };
+        let failure =
+            Failure { sqid, cid: 0xFFFF, status: Status::INVALID_FIELD_IN_COMMAND, lba: 0, nsid: 0 };
+        engine.shared.errors().push(&failure);
+        self.admin.events.raise(event);
+    }
+
+    /// Looks at one doorbell that belongs to no queue: a store there is an error (Base 5.2.1). One of them in a
+    /// turn finds it soon enough at no cost.
+    fn scan_doorbell(&mut self, engine: &Engine, at: u16) -> u16 {
+        let count = 2 * (engine.shared.config.io_queues + 1);
+        let (qid, is_cq) = (at / 2, at % 2 == 1);
+        if qid != 0 && !self.admin.queues.exists(qid, is_cq) {
+            let doorbell = engine.shared.doorbells.doorbell(qid, is_cq);
+            if doorbell.load() != 0 {
+                doorbell.store(0);
+                self.invalid_doorbell(engine, DoorbellError::Register);
+            }
+        }
+        (at + 1) % count
+    }
+}

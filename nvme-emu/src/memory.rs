@@ -1,0 +1,147 @@
+//! A worker's view of guest memory: its own hold on the current DMA table, and copies through it.
+
+use std::any::Any;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use block::Segment;
+use vfio_user_server::{Access, DmaFault, DmaTable, Hint, Host, RegionMask};
+
+/// A table as `Io`s hold it: the guard that keeps their segments mapped.
+pub(crate) struct Snapshot {
+    pub(crate) table: Arc<DmaTable>,
+}
+
+/// The DMA table that one worker works with.
+pub(crate) struct Memory {
+    host: Arc<Host>,
+    snapshot: Rc<Snapshot>,
+}
+
+impl Memory {
+    pub(crate) fn new(host: Arc<Host>) -> Self {
+        let snapshot = Rc::new(Snapshot { table: host.dma.table() });
+        Self { host, snapshot }
+    }
+
+    /// Takes the host's current table if it is a newer one. Returns the regions that are gone since.
+    pub(crate) fn refresh(&mut self) -> Option<RegionMask> {
+        if self.host.dma.generation() == self.snapshot.table.generation() {
+            return None;
+        }
+        let table = self.host.dma.table();
+        let removed = self.snapshot.table.removed(&table);
+        self.snapshot = Rc::new(Snapshot { table });
+        Some(removed)
+    }
+
+    /// The table.
+    pub(crate) fn table(&self) -> &DmaTable {
+        &self.snapshot.table
+    }
+
+    /// The table's hold, for guards.
+    pub(crate) fn snapshot(&self) -> &Rc<Snapshot> {
+        &self.snapshot
+    }
+}
+
+/// A guard of one slot's `Io`s: as long as nobody but the slot holds it, neither a channel nor the kernel can
+/// touch the guest memory that the slot's command named.
+pub(crate) struct SlotGuard {
+    snapshot: Rc<Snapshot>,
+    erased: Rc<dyn Any>,
+}
+
+impl SlotGuard {
+    pub(crate) fn new(snapshot: &Rc<Snapshot>) -> Self {
+        // An allocation of its own, so that its count is this slot's count.
+        let erased: Rc<dyn Any> = Rc::new(snapshot.clone());
+        Self { snapshot: snapshot.clone(), erased }
+    }
+
+    /// Whether it guards the given table.
+    pub(crate) fn is_of(&self, snapshot: &Rc<Snapshot>) -> bool {
+        Rc::ptr_eq(&self.snapshot, snapshot)
+    }
+
+    /// A hold for an `Io`.
+    pub(crate) fn hold(&self) -> block::io::Guard {
+        self.erased.clone()
+    }
+
+    /// Whether no `Io` holds it.
+    pub(crate) fn is_free(&self) -> bool {
+        Rc::strong_count(&self.erased) == 1
+    }
+}
+
+/// Collects host segments of a command's data, merging neighbours.
+pub(crate) struct Gather<'a> {
+    table: &'a DmaTable,
+    hint: &'a mut Hint,
+    access: Access,
+    segments: &'a mut Vec<Segment>,
+    open: Option<(NonNull<u8>, usize)>,
+    mask: RegionMask,
+}
+
+impl<'a> Gather<'a> {
+    /// Gathers into `segments` (emptied by the caller) for the given access by the device.
+    pub(crate) fn new(
+        table: &'a DmaTable,
+        hint: &'a mut Hint,
+        access: Access,
+        segments: &'a mut Vec<Segment>,
+    ) -> Self {
+        Self { table, hint, access, segments, open: None, mask: 0 }
+    }
+
+    /// Appends guest memory.
+    pub(crate) fn push(&mut self, iova: u64, len: usize) -> Result<(), DmaFault> {
+        let Self { table, hint, access, segments, open, mask } = self;
+        *mask |= table.resolve(iova, len, *access, hint, |ptr, len| append(segments, open, ptr, len))?;
+        Ok(())
+    }
+
+    /// Appends host memory that lives for ever.
+    pub(crate) fn push_static(&mut self, ptr: NonNull<u8>, len: usize) {
+        append(self.segments, &mut self.open, ptr, len);
+    }
+
+    /// The table, to read lists and descriptors from.
+    pub(crate) fn table(&self) -> &DmaTable {
+        self.table
+    }
+
+    /// Ends the last segment; returns which regions were touched.
+    pub(crate) fn finish(self) -> RegionMask {
+        if let Some((ptr, len)) = self.open {
+            self.segments.push(segment(ptr, len));
+        }
+        self.mask
+    }
+}
+
+fn append(
+    segments: &mut Vec<Segment>,
+    open: &mut Option<(NonNull<u8>, usize)>,
+    ptr: NonNull<u8>,
+    len: usize,
+) {
+    match open {
+        Some((start, have)) if start.as_ptr().addr() + *have == ptr.as_ptr().addr() => *have += len,
+        _ => {
+            if let Some((ptr, len)) = open.replace((ptr, len)) {
+                segments.push(segment(ptr, len));
+            }
+        }
+    }
+}
+
+fn segment(ptr: NonNull<u8>, len: usize) -> Segment {
+    // SAFETY: resolved from a DMA table that the slot's guard holds for the life of the `Io` (or static
+    // memory); guest memory is never referenced from Rust.
+    unsafe { Segment::new(ptr, len) }
+}

@@ -1,0 +1,202 @@
+//! What a controller's control side and its workers share: registers, doorbells, mailboxes, counters.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Instant;
+
+use block::reactor::Unparker;
+use vfio_user_server::Host;
+
+use crate::doorbells::Doorbells;
+use crate::error_log::ErrorLog;
+use crate::latch::Token;
+use crate::registers::Registers;
+use crate::{ControllerConfig, Subsystem};
+
+/// The shared state of one controller.
+pub(crate) struct Shared {
+    pub(crate) host: Arc<Host>,
+    pub(crate) subsystem: Arc<Subsystem>,
+    pub(crate) config: ControllerConfig,
+    pub(crate) cntlid: u16,
+    pub(crate) doorbells: Doorbells,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) errors: Mutex<ErrorLog>,
+    pub(crate) started: Instant,
+    registers: Mutex<Registers>,
+    /// Set while queues may be polled.
+    running: AtomicBool,
+    /// Completion queues that hold the INTx pin up.
+    intx: AtomicUsize,
+}
+
+/// A worker's mailbox and counters.
+#[derive(Default)]
+pub(crate) struct Port {
+    mail: Mutex<VecDeque<Message>>,
+    has_mail: AtomicBool,
+    pub(crate) unparker: OnceLock<Unparker>,
+    pub(crate) counters: Counters,
+}
+
+/// What one worker counts. Written by it alone.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) reads: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) bytes_read: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+    pub(crate) media_errors: AtomicU64,
+}
+
+/// Adds to a counter that only the calling thread writes: no atomic read-modify-write.
+pub(crate) fn count(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+/// A message to a worker.
+pub(crate) enum Message {
+    /// Home: CC changed.
+    Configuration,
+    /// Home: the registers were set to power-on; drop the token when the controller is down.
+    Reset(Token),
+    /// Regions left the DMA table.
+    Retire { deadline: Instant, done: Token },
+    /// A namespace came, went or changed.
+    NamespaceChanged(u32),
+    /// A doorbell store by message that no doorbell exists for, or with a value out of range.
+    InvalidDoorbell(DoorbellError),
+    /// From home: make a completion queue.
+    CreateCq { qid: u16, iova: u64, entries: u32, vector: Option<u16>, done: Token },
+    /// From home: make a submission queue.
+    CreateSq { qid: u16, iova: u64, entries: u32, cqid: u16, done: Token },
+    /// From home: drain and remove a submission queue.
+    DeleteSq { qid: u16, done: Token },
+    /// From home: remove a completion queue that has no submission queue.
+    DeleteCq { qid: u16, done: Token },
+    /// From home: cancel a command; set the flag if it was found.
+    Abort { sqid: u16, cid: u16, found: Arc<AtomicBool>, done: Token },
+    /// From home: read doorbells from shadow buffers at these guest addresses.
+    ShadowDoorbells { doorbells: u64, events: u64, done: Token },
+    /// From home: remove all I/O queues; drop the token when nothing is in flight.
+    Stop { deadline: Instant, done: Token },
+    /// From home: the memory page size that commands are resolved with.
+    Page(u64),
+}
+
+/// A doorbell that was written wrongly (Base 5.2.1, error events).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DoorbellError {
+    /// There is no such queue.
+    Register,
+    /// The value is not valid for queue `qid`.
+    Value {
+        /// The queue.
+        qid: u16,
+    },
+}
+
+impl Shared {
+    pub(crate) fn new(
+        host: Arc<Host>,
+        subsystem: Arc<Subsystem>,
+        config: ControllerConfig,
+        cntlid: u16,
+        doorbells: Doorbells,
+    ) -> Self {
+        Self {
+            host,
+            subsystem,
+            cntlid,
+            doorbells,
+            ports: (0..config.workers).map(|_| Port::default()).collect(),
+            errors: Mutex::default(),
+            started: Instant::now(),
+            registers: Mutex::new(Registers::new(config.queue_entries)),
+            running: AtomicBool::new(false),
+            intx: AtomicUsize::new(0),
+            config,
+        }
+    }
+
+    pub(crate) fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn errors(&self) -> MutexGuard<'_, ErrorLog> {
+        self.errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether queues may be polled.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_running(&self, running: bool) {
+        self.running.store(running, Ordering::Release);
+    }
+
+    /// Puts a message into a worker's mailbox and wakes its reactor.
+    pub(crate) fn send(&self, worker: usize, message: Message) {
+        let Some(port) = self.ports.get(worker) else { return };
+        let mut mail = port.mail.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // The only message that a guest can send without waiting for an answer must not pile up.
+        if mail.len() > 64 && matches!(message, Message::InvalidDoorbell(_)) {
+            return;
+        }
+        mail.push_back(message);
+        drop(mail);
+        port.has_mail.store(true, Ordering::Release);
+        if let Some(unparker) = port.unparker.get() {
+            unparker.unpark();
+        }
+    }
+
+    /// Sends to all workers.
+    pub(crate) fn send_all(&self, message: impl Fn() -> Message) {
+        for worker in 0..self.ports.len() {
+            self.send(worker, message());
+        }
+    }
+
+    /// Wakes all reactors: a doorbell was written by message.
+    pub(crate) fn wake_all(&self) {
+        for unparker in self.ports.iter().filter_map(|port| port.unparker.get()) {
+            unparker.unpark();
+        }
+    }
+
+    /// A completion queue starts (`true`) or stops holding the INTx pin up.
+    pub(crate) fn assert_intx(&self, on: bool) {
+        if on {
+            self.intx.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.intx.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.update_intx();
+    }
+
+    /// Sets the INTx pin by what the queues and INTMS say.
+    pub(crate) fn update_intx(&self) {
+        // Under the registers' lock, so that two workers cannot leave the pin at the older of their levels.
+        let registers = self.registers();
+        let level = self.intx.load(Ordering::Acquire) > 0 && registers.interrupt_mask() & 1 == 0;
+        self.host.interrupts.set_intx(level);
+    }
+}
+
+impl Port {
+    /// Takes the oldest message. One relaxed load when there is none.
+    pub(crate) fn take(&self) -> Option<Message> {
+        if !self.has_mail.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut mail = self.mail.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let message = mail.pop_front();
+        if mail.is_empty() {
+            self.has_mail.store(false, Ordering::Release);
+        }
+        message
+    }
+}

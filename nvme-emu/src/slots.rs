@@ -1,0 +1,301 @@
+//! Preallocated places for commands in flight, and which of them have been woken.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use block::reactor::Unparker;
+use block::{Completed, Error, IoFuture, Segment};
+use nvme_spec::status::Status;
+use vfio_user_server::RegionMask;
+
+use crate::latch::Token;
+use crate::memory::{SlotGuard, Snapshot};
+
+/// The most commands one worker has in flight.
+pub(crate) const MAX_SLOTS: usize = 16384;
+
+/// What a slot waits for.
+pub(crate) enum Work {
+    /// One `Io`.
+    Io(IoFuture),
+    /// A command of several `Io`s.
+    Many(Pin<Box<dyn Future<Output = Result<(), Error>>>>),
+}
+
+/// How a slot's work ended.
+pub(crate) enum Ended {
+    Io(Completed),
+    Many(Result<(), Error>),
+}
+
+/// What a command in flight is, as far as its completion needs it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tag {
+    pub(crate) sq: u16,
+    pub(crate) cid: u16,
+    /// Guest memory that its data lies in.
+    pub(crate) regions: RegionMask,
+    /// The DMA table's generation that it was resolved in.
+    pub(crate) generation: u64,
+    /// For statistics: bytes read from or written to the namespace.
+    pub(crate) read: u32,
+    pub(crate) written: u32,
+    pub(crate) nsid: u32,
+}
+
+pub(crate) struct Slot {
+    pub(crate) tag: Tag,
+    pub(crate) storage: Vec<Segment>,
+    pub(crate) guard: Option<SlotGuard>,
+    /// Released when the command has ended.
+    pub(crate) awaited: Option<Token>,
+    state: State,
+    waker: Waker,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one; a box would be an allocation per I/O"
+)]
+enum State {
+    Free,
+    /// Taken by a command that is being started.
+    Starting,
+    Working(Work),
+    /// Cancelled; ends with the status once nothing holds the guard any more.
+    Draining(Status),
+}
+
+/// The slots of one worker. Slots never move once made, so their futures are pinned.
+pub(crate) struct Slots {
+    chunks: Vec<Pin<Box<[Slot]>>>,
+    free: Vec<u32>,
+    ready: Arc<ReadySet>,
+    working: usize,
+    draining: usize,
+    owner: u32,
+    /// The newest DMA table: a slot that is free holds on to no other.
+    current: Rc<Snapshot>,
+}
+
+const CHUNK: usize = 64;
+
+impl Slots {
+    pub(crate) fn new(unparker: Unparker, current: Rc<Snapshot>) -> Self {
+        static OWNERS: AtomicU32 = AtomicU32::new(1);
+        let ready = Arc::new(ReadySet {
+            words: (0..MAX_SLOTS / 64).map(|_| AtomicU64::new(0)).collect(),
+            summary: (0..MAX_SLOTS / 64 / 64).map(|_| AtomicU64::new(0)).collect(),
+            unparker,
+        });
+        let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
+        Self { chunks: Vec::new(), free: Vec::new(), ready, working: 0, draining: 0, owner, current }
+    }
+
+    /// A name for this worker among all that have `Io`s in flight.
+    pub(crate) fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    /// The tag of a slot's `Io`s.
+    pub(crate) fn io_tag(&self, index: u32) -> u64 {
+        u64::from(self.owner) << 32 | u64::from(index)
+    }
+
+    /// There is a new DMA table: free slots let go of the old one, the others when they become free.
+    pub(crate) fn set_current(&mut self, current: &Rc<Snapshot>) {
+        self.current = current.clone();
+        for index in self.indices() {
+            let slot = self.get(index);
+            if matches!(slot.state, State::Free) {
+                slot.guard = None;
+            }
+        }
+    }
+
+    /// Whether a command can be taken; makes more slots if need be, up to [`MAX_SLOTS`].
+    pub(crate) fn has_room(&mut self) -> bool {
+        if self.free.is_empty() && self.chunks.len() * CHUNK < MAX_SLOTS {
+            let first = (self.chunks.len() * CHUNK) as u32;
+            let slot = |index| Slot {
+                tag: Tag::default(),
+                storage: Vec::new(),
+                guard: None,
+                awaited: None,
+                state: State::Free,
+                waker: Waker::from(Arc::new(SlotWaker { ready: self.ready.clone(), index })),
+            };
+            let chunk: Box<[Slot]> = (first..first + CHUNK as u32).map(slot).collect();
+            self.chunks.push(chunk.into());
+            self.free.extend((first..first + CHUNK as u32).rev());
+        }
+        !self.free.is_empty()
+    }
+
+    /// Takes a free slot. The caller asked [`Self::has_room`].
+    pub(crate) fn take(&mut self) -> Option<u32> {
+        let index = self.free.pop()?;
+        self.get(index).state = State::Starting;
+        Some(index)
+    }
+
+    /// Gives a slot back whose command is complete.
+    pub(crate) fn release(&mut self, index: u32) {
+        match std::mem::replace(&mut self.get(index).state, State::Free) {
+            State::Working(_) => self.working -= 1,
+            State::Draining(_) => self.draining -= 1,
+            State::Free => return,
+            State::Starting => {}
+        }
+        let current = self.current.clone();
+        let slot = self.get(index);
+        slot.awaited = None;
+        if slot.guard.as_ref().is_some_and(|guard| !guard.is_of(&current)) {
+            slot.guard = None;
+        }
+        self.free.push(index);
+    }
+
+    pub(crate) fn get(&mut self, index: u32) -> &mut Slot {
+        let chunk = self.chunks[index as usize / CHUNK].as_mut();
+        // SAFETY: only `poll` needs the pin, for the future in `state`. That field is private and its future
+        // is only ever replaced in place or dropped, and nobody moves a `Slot` out of its chunk: `Slot` has no
+        // constructor outside of this module that `mem::swap` could be fed with.
+        let slots = unsafe { chunk.get_unchecked_mut() };
+        &mut slots[index as usize % CHUNK]
+    }
+
+    /// Puts work into a slot; poll it once right away.
+    pub(crate) fn set_work(&mut self, index: u32, work: Work) {
+        self.get(index).state = State::Working(work);
+        self.working += 1;
+    }
+
+    /// Polls a slot's work. `None`: not yet, or nothing to do.
+    pub(crate) fn poll(&mut self, index: u32) -> Option<Ended> {
+        let slot = self.get(index);
+        let Slot { state: State::Working(work), waker, .. } = slot else { return None };
+        let mut context = Context::from_waker(waker);
+        let ended = match work {
+            // SAFETY: the future stays where it is, in a slot that never moves, until it is dropped in place.
+            Work::Io(future) => match unsafe { Pin::new_unchecked(future) }.poll(&mut context) {
+                Poll::Ready(completed) => Ended::Io(completed),
+                Poll::Pending => return None,
+            },
+            Work::Many(future) => match future.as_mut().poll(&mut context) {
+                Poll::Ready(result) => Ended::Many(result),
+                Poll::Pending => return None,
+            },
+        };
+        slot.state = State::Starting;
+        self.working -= 1;
+        Some(ended)
+    }
+
+    /// Cancels a slot's work: it will end with `status` once nothing can touch its memory any more.
+    pub(crate) fn cancel(&mut self, index: u32, status: Status) {
+        let slot = self.get(index);
+        if matches!(slot.state, State::Working(_)) {
+            slot.state = State::Draining(status);
+            self.working -= 1;
+            self.draining += 1;
+        }
+    }
+
+    /// The status of a cancelled slot that is free of its memory now.
+    pub(crate) fn drained(&mut self, index: u32) -> Option<Status> {
+        let slot = self.get(index);
+        match slot.state {
+            State::Draining(status) if slot.guard.as_ref().is_none_or(SlotGuard::is_free) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// Whether the slot has a command that is not complete.
+    pub(crate) fn is_busy(&mut self, index: u32) -> bool {
+        !matches!(self.get(index).state, State::Free)
+    }
+
+    /// Whether the slot waits for its work.
+    pub(crate) fn is_working(&mut self, index: u32) -> bool {
+        matches!(self.get(index).state, State::Working(_))
+    }
+
+    /// Commands in flight, cancelled ones included.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.working + self.draining
+    }
+
+    /// Cancelled commands that still wait for their memory.
+    pub(crate) fn draining(&self) -> usize {
+        self.draining
+    }
+
+    /// All slots there are.
+    pub(crate) fn indices(&self) -> std::ops::Range<u32> {
+        0..(self.chunks.len() * CHUNK) as u32
+    }
+
+    /// Moves the slots that were woken since the last call into `woken`.
+    pub(crate) fn take_woken(&self, woken: &mut Vec<u32>) {
+        self.ready.take(woken);
+    }
+}
+
+/// Which slots were woken: a bit each, and a bit for each word that has some.
+struct ReadySet {
+    words: Box<[AtomicU64]>,
+    summary: Box<[AtomicU64]>,
+    unparker: Unparker,
+}
+
+impl ReadySet {
+    fn set(&self, index: u32) {
+        let word = index as usize / 64;
+        // Word before summary, the reverse of `take`: a bit is never left behind unseen.
+        self.words[word].fetch_or(1 << (index % 64), Ordering::AcqRel);
+        self.summary[word / 64].fetch_or(1 << (word % 64), Ordering::AcqRel);
+        self.unparker.unpark();
+    }
+
+    fn take(&self, woken: &mut Vec<u32>) {
+        for (i, summary) in self.summary.iter().enumerate() {
+            if summary.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            for word in bits(summary.swap(0, Ordering::AcqRel)) {
+                let word = i as u32 * 64 + word;
+                let set = self.words[word as usize].swap(0, Ordering::AcqRel);
+                woken.extend(bits(set).map(|bit| word * 64 + bit));
+            }
+        }
+    }
+}
+
+fn bits(mut set: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        (set != 0).then(|| {
+            let bit = set.trailing_zeros();
+            set &= set - 1;
+            bit
+        })
+    })
+}
+
+struct SlotWaker {
+    ready: Arc<ReadySet>,
+    index: u32,
+}
+
+impl Wake for SlotWaker {
+    fn wake(self: Arc<Self>) {
+        self.ready.set(self.index);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ready.set(self.index);
+    }
+}
