@@ -71,7 +71,7 @@ fn sizes_that_do_not_fit_are_refused_with_a_remedy() {
     assert!(matches!(refused(&options), OpenError::OddSize { size: 0, .. }));
     // Nothing is left of a file that could not be made.
     let other = dir.path().join("other");
-    for size in [0, 1000, 1 << 62, u64::MAX & !511] {
+    for size in [0, 1000, 1 << 62, !511] {
         let error = refused(&FileOptions::new(&other).create(size));
         assert!(!other.exists(), "{error}");
         assert!(matches!(error, OpenError::OddSize { .. } | OpenError::Io { .. }), "{error}");

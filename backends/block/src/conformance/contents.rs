@@ -202,7 +202,10 @@ pub fn write_zeroes(suite: &Suite) {
                 run(&*fixture.channel, io).await.expect("write zeroes");
                 if suite.contents {
                     expected[fixture.bytes(lba)..fixture.bytes(lba + blocks)].fill(0);
-                    assert!(contents(&fixture).await == expected, "after zeroes at {lba}+{blocks}, {flags:?}");
+                    assert!(
+                        contents(&fixture).await == expected,
+                        "after zeroes at {lba}+{blocks}, {flags:?}"
+                    );
                 }
             }
         }

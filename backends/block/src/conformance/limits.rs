@@ -54,7 +54,11 @@ pub fn bad_requests(suite: &Suite) {
             (u64::MAX / 512, 1),
             (1 << 55, 1),
         ] {
-            assert_eq!(kind(&fixture, one.io(op, lba, count)), Some(ErrorKind::OutOfRange), "{op:?} {lba}+{count}");
+            assert_eq!(
+                kind(&fixture, one.io(op, lba, count)),
+                Some(ErrorKind::OutOfRange),
+                "{op:?} {lba}+{count}"
+            );
         }
     }
     // Segments that do not make up the range.

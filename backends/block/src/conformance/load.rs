@@ -114,7 +114,8 @@ pub fn dropped_futures(suite: &Suite) {
         }
     }
     if fixture.has(Abilities::WRITE | Abilities::WRITE_ZEROES)
-        && let Submission::Pending(future) = fixture.channel.submit(plain(Op::WriteZeroes, 0, fixture.info.blocks))
+        && let Submission::Pending(future) =
+            fixture.channel.submit(plain(Op::WriteZeroes, 0, fixture.info.blocks))
     {
         let mut future = Box::pin(future);
         let _ = fixture.reactor.block_on(poll_once(&mut future));
