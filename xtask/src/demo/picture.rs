@@ -13,7 +13,7 @@ use std::sync::Arc;
 const WIDTH: f64 = 1300.0;
 const HEIGHT: f64 = 640.0;
 /// The plot's edges: left, top, right, bottom.
-const PLOT: (f64, f64, f64, f64) = (92.0, 84.0, 930.0, 566.0);
+const PLOT: (f64, f64, f64, f64) = (92.0, 84.0, 940.0, 566.0);
 /// Dark, and told apart by the colour-blind too (after Okabe and Ito).
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 const SCALE: f32 = 2.0;
@@ -161,7 +161,7 @@ fn legend(svg: &mut String, measurements: &[Measurement]) {
         y += 26.0;
         let dashes = if m.direction == "write" { r#" stroke-dasharray="7 4""# } else { "" };
         let name =
-            if m.name == "rand-mix" { format!("{}: {}s", m.title, m.direction) } else { m.title.clone() };
+            if m.name == "rand-mix" { format!("4 KiB mix, its {}s", m.direction) } else { m.title.clone() };
         let _ = writeln!(
             svg,
             r#"<path d="M{} {}h36" stroke="{colour}" stroke-width="2.4"{dashes}/><text x="{}" y="{y}">{}, depth {}</text>"#,

@@ -12,8 +12,9 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use tally::Tally;
 
-/// Crates with tests under `--cfg loom`: every order in which threads can meet is tried.
-const LOOM_CRATES: &[&str] = &[];
+/// Loom models, which try every order in which threads can meet: a crate and the module of its models (its other tests do
+/// not run under loom).
+const LOOM_MODELS: &[(&str, &str)] = &[("block", "parker::model")];
 
 /// Which tests to run.
 #[derive(Args, Default)]
@@ -70,8 +71,8 @@ fn documentation(tally: &mut Tally) -> Result<()> {
 }
 
 fn loom(tally: &mut Tally) -> Result<()> {
-    for name in LOOM_CRATES {
-        let mut command = cargo(["test", "--release", "--lib", "-p", name, "loom"]);
+    for (name, module) in LOOM_MODELS {
+        let mut command = cargo(["test", "--release", "--lib", "-p", name, module]);
         command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target().join("loom"));
         libtest(&format!("loom models of {name}"), &mut command, tally)?;
     }
@@ -112,5 +113,33 @@ fn seconds(variable: &str, default: u64) -> Result<u64> {
         Ok(text) => text.parse().with_context(|| format!("{variable}={text} is no number of seconds")),
         Err(std::env::VarError::NotPresent) => Ok(default),
         Err(e) => bail!("{variable}: {e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LOOM_MODELS;
+    use crate::process::workspace;
+    use std::fs;
+    use std::path::Path;
+
+    /// A model that is not in the list would never run.
+    #[test]
+    fn every_loom_model_is_listed() {
+        fn search(directory: &Path, found: &mut u32) {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() && !path.ends_with("target") && !path.ends_with(".git") {
+                    search(&path, found);
+                } else if path.extension().is_some_and(|e| e == "rs") {
+                    let text = fs::read_to_string(&path).unwrap_or_default();
+                    *found +=
+                        text.lines().filter(|line| line.trim() == "#[cfg(all(test, loom))]").count() as u32;
+                }
+            }
+        }
+        let mut found = 0;
+        search(workspace(), &mut found);
+        assert_eq!(found as usize, LOOM_MODELS.len(), "models in the sources and in LOOM_MODELS");
     }
 }
