@@ -194,6 +194,8 @@ impl Serve {
             queue_entries: defaults::QUEUE_ENTRIES,
             max_transfer: defaults::MAX_TRANSFER,
             intx: false,
+            shadow_doorbells: false,
+            shadow_doorbells: false,
             reactors: Vec::new(),
         };
         config.controllers.insert(CONTROLLER.to_owned(), controller);

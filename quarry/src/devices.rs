@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use block::Device;
+use block::fault::{FaultDevice, Rule};
 use block_file::{FileDevice, FileOptions};
 use block_memory::{MemoryDevice, NullDevice};
 
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
-use crate::config::model::{self as config, DeviceKind, FaultDevice, FileDevice as FileConfig};
+use crate::config::model::{
+    self as config, DeviceKind, FaultDevice as FaultConfig, FileDevice as FileConfig,
+};
 use crate::server::StartError;
 
 /// Open devices by name.
@@ -68,7 +71,18 @@ fn open_file(file: &FileConfig) -> Result<Arc<dyn Device>, StartError> {
     Ok(Arc::new(device))
 }
 
-fn over_faults(fault: &FaultDevice, inner: Arc<dyn Device>) -> Arc<dyn Device> {
-    let _ = fault;
-    inner
+fn over_faults(config: &FaultConfig, inner: Arc<dyn Device>) -> Arc<dyn Device> {
+    let device = FaultDevice::new(inner);
+    for written in &config.rules {
+        let mut rule =
+            Rule::new(written.action.clone()).on(written.operations).skip(written.after).every(written.every);
+        if let Some((first, end)) = written.blocks {
+            rule = rule.blocks(first..end);
+        }
+        if let Some(count) = written.count {
+            rule = rule.count(count);
+        }
+        device.handle().add(rule);
+    }
+    Arc::new(device)
 }

@@ -53,15 +53,16 @@ fn refuse(report: Report) -> u8 {
 }
 
 fn summary(report: &Report) -> String {
-    let count = |number: usize, what: &str| match number {
-        1 => format!("1 {what}"),
-        _ => format!("{number} {what}s"),
-    };
     let mut parts = vec![count(report.errors(), "error")];
     if report.warnings() > 0 {
         parts.push(count(report.warnings(), "warning"));
     }
     parts.join(", ")
+}
+
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
 }
 
 fn check(path: &Path) -> u8 {
@@ -72,10 +73,10 @@ fn check(path: &Path) -> u8 {
                 complain(format_args!("{report}{}", summary(&report)));
             }
             let line = format!(
-                "{}: good ({} controllers, {} devices)\n",
+                "{}: good ({}, {})\n",
                 path.display(),
-                config.controllers.len(),
-                config.devices.len()
+                count(config.controllers.len(), "controller"),
+                count(config.devices.len(), "device")
             );
             print_all(line.as_bytes())
         }
@@ -117,7 +118,7 @@ fn run(config: &config::Config) -> anyhow::Result<()> {
         let controllers = server.controllers();
         notify(&[
             sd_notify::NotifyState::Ready,
-            sd_notify::NotifyState::Status(&format!("serving {controllers} controllers")),
+            sd_notify::NotifyState::Status(&format!("serving {}", count(controllers, "controller"))),
         ]);
         tracing::info!(controllers, version = env!("CARGO_PKG_VERSION"), "ready");
         let (ask, asked) = tokio::sync::oneshot::channel::<()>();

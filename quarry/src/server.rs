@@ -170,6 +170,62 @@ impl Server {
     }
 }
 
+/// A server with control thread and runtime of its own, for programs that have other things to do. Dropping it
+/// stops it.
+pub struct Running {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Running {
+    /// Starts a server of a checked configuration; its sockets are listening when this returns.
+    pub fn start(config: Config) -> anyhow::Result<Self> {
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (ready, started) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                match Server::start(&config) {
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                        Ok(())
+                    }
+                    Ok(server) => {
+                        let _ = ready.send(Ok(()));
+                        // Stopped by a message, or by the sender's end.
+                        server.run(async { drop(stopped.await) }).await
+                    }
+                }
+            })
+        })?;
+        let running = Self { stop: Some(stop), thread: Some(thread) };
+        match started.recv() {
+            Ok(Ok(())) => Ok(running),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => running.stop().and_then(|()| anyhow::bail!("the control thread ended at once")),
+        }
+    }
+
+    /// Stops the server and waits until it has flushed everything.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        drop(self.stop.take());
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        thread.join().unwrap_or_else(|_| anyhow::bail!("the control thread panicked"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!("{error:#}");
+        }
+    }
+}
+
 fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
     let Mode::Adaptive = config.reactors.mode;
     let allowed = affinity::allowed_cpus();
@@ -271,6 +327,8 @@ fn build_controller(
             queue_entries: config.queue_entries,
             max_transfer: config.max_transfer,
             intx: config.intx,
+            shadow_doorbells: config.shadow_doorbells,
+            shadow_doorbells: config.shadow_doorbells,
             workers: chosen.len(),
         },
     )
@@ -279,7 +337,7 @@ fn build_controller(
         let reactor = reactors
             .get(reactor)
             .ok_or_else(|| StartError::new(&config.spot, format!("there is no reactor {reactor}")))?;
-        reactor.add_worker(seed, controller.host().clone());
+        reactor.add_worker(seed);
     }
     Ok(controller)
 }

@@ -6,6 +6,8 @@ pub const BLOCK_SIZE: u32 = 512;
 pub const MODEL: &str = "Quarry NVMe Disk";
 /// I/O queue pairs of a controller.
 pub const IO_QUEUES: u16 = 128;
+/// The same where the guest puts its doorbells into a buffer of its own: a page holds no more.
+pub const IO_QUEUES_WITH_SHADOW: u16 = 31;
 /// Entries of a controller's longest queue.
 pub const QUEUE_ENTRIES: u32 = 1024;
 /// Bytes of a controller's largest transfer.

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Duration;
+
+use block::fault::{Action, Ops};
 
 use super::diagnostic::{At, Spot};
 
@@ -148,41 +149,17 @@ pub struct FaultRule {
     /// Its table.
     pub spot: Spot,
     /// What happens.
-    pub action: FaultAction,
-    /// To these operations; to all if empty.
-    pub operations: Vec<FaultOp>,
+    pub action: Action,
+    /// To these operations.
+    pub operations: Ops,
     /// Touching blocks from the first to before the second; anywhere if missing.
     pub blocks: Option<(u64, u64)>,
     /// Matching operations that are let through first.
     pub after: u64,
+    /// Of those that come then, only each so manieth.
+    pub every: u64,
     /// Operations it happens to; without end if missing.
     pub count: Option<u64>,
-}
-
-/// What happens to an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultAction {
-    /// It fails.
-    Fail(block::ErrorKind),
-    /// It is carried out later.
-    Delay(Duration),
-    /// It is not carried out until it is aborted.
-    Hold,
-}
-
-/// Operations that a fault rule names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultOp {
-    /// Reads.
-    Read,
-    /// Writes.
-    Write,
-    /// Flushes.
-    Flush,
-    /// Discards.
-    Discard,
-    /// Writes of zeroes.
-    WriteZeroes,
 }
 
 /// An NVM subsystem that several controllers can share.
@@ -234,6 +211,10 @@ pub struct ControllerConfig {
     pub max_transfer: u32,
     /// Offer the INTx pin.
     pub intx: bool,
+    /// Offer shadow doorbells.
+    pub shadow_doorbells: bool,
+    /// Offer shadow doorbells (Doorbell Buffer Config); at most 31 I/O queue pairs then.
+    pub shadow_doorbells: bool,
     /// The reactors its queues are spread over, its home first; all of them if empty.
     pub reactors: Vec<At<usize>>,
 }

@@ -211,6 +211,16 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
     let queue_entries = section.integer("queue_entries", 2..=65536);
     let max_transfer = section.size("max_transfer").and_then(|size| check_max_transfer(size, sink));
     let intx = section.flag("intx");
+    let shadow_doorbells = section.flag("shadow_doorbells");
+    let most_queues = if shadow_doorbells { defaults::IO_QUEUES_WITH_SHADOW } else { defaults::IO_QUEUES };
+    if let Some(queues) = io_queues.as_ref().filter(|queues| queues.value > u64::from(most_queues)) {
+        sink.error(
+            &queues.spot,
+            format!("shadow doorbells reach {most_queues} I/O queues, not {}", queues.value),
+            format!("use {most_queues} at most, or remove `shadow_doorbells`"),
+        );
+    }
+    let shadow_doorbells = section.flag("shadow_doorbells");
     let reactors = section.integers("reactors", 0..=1023);
     if let Some((value, spot)) = section.get("reactors")
         && reactors.is_empty()
@@ -223,10 +233,11 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
         socket: socket?,
         socket_mode,
         subsystem: subsystem?,
-        io_queues: io_queues.map_or(defaults::IO_QUEUES, |n| n.value as u16),
+        io_queues: io_queues.map_or(most_queues, |n| n.value as u16),
         queue_entries: queue_entries.map_or(defaults::QUEUE_ENTRIES, |n| n.value as u32),
         max_transfer: max_transfer.unwrap_or(defaults::MAX_TRANSFER),
         intx,
+        shadow_doorbells,
         reactors: reactors.into_iter().map(|n| n.map(|n| n as usize)).collect(),
     })
 }

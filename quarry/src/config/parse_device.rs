@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use block::ErrorKind;
+use block::fault::{Action, Ops};
 
 use super::defaults;
 use super::diagnostic::{At, Spot};
-use super::model::{DeviceKind, Direct, FaultAction, FaultDevice, FaultOp, FaultRule, FileDevice, Plain};
+use super::model::{DeviceKind, Direct, FaultDevice, FaultRule, FileDevice, Plain};
 use super::parse::absolute;
 use super::reader::Section;
 
@@ -24,12 +25,12 @@ const TYPES: [(&str, Type); 4] =
 
 const DIRECT: [(&str, Direct); 3] = [("auto", Direct::Auto), ("on", Direct::On), ("off", Direct::Off)];
 
-const OPERATIONS: [(&str, FaultOp); 5] = [
-    ("read", FaultOp::Read),
-    ("write", FaultOp::Write),
-    ("flush", FaultOp::Flush),
-    ("discard", FaultOp::Discard),
-    ("write_zeroes", FaultOp::WriteZeroes),
+const OPERATIONS: [(&str, Ops); 5] = [
+    ("read", Ops::READ),
+    ("write", Ops::WRITE),
+    ("flush", Ops::FLUSH),
+    ("discard", Ops::DISCARD),
+    ("write_zeroes", Ops::WRITE_ZEROES),
 ];
 
 /// Errors that a fault rule can name.
@@ -123,55 +124,83 @@ fn fault(section: &Section<'_>) -> Option<FaultDevice> {
     Some(FaultDevice { on: on?, rules })
 }
 
+/// The word for an action.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Fail,
+    FailAfter,
+    Delay,
+    Hold,
+    Reorder,
+}
+
+const ACTIONS: [(&str, Kind); 5] = [
+    ("fail", Kind::Fail),
+    ("fail_after", Kind::FailAfter),
+    ("delay", Kind::Delay),
+    ("hold", Kind::Hold),
+    ("reorder", Kind::Reorder),
+];
+
 fn rule(section: Section<'_>) -> Option<FaultRule> {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Action {
-        Fail,
-        Delay,
-        Hold,
-    }
-    let sink = section.sink();
     if section.get("action").is_none() {
         let _: Option<()> = section.missing("action", "\"fail\"");
     }
-    let action =
-        section.choice("action", &[("fail", Action::Fail), ("delay", Action::Delay), ("hold", Action::Hold)]);
-    let error = section.choice("error", &ERRORS);
-    let milliseconds = section.integer("milliseconds", 1..=3_600_000);
+    let kind = section.choice("action", &ACTIONS).map(|kind| kind.value);
+    let action = action(&section, kind);
     let operations = section.choices("operations", &OPERATIONS);
+    let operations = operations.into_iter().reduce(|all, one| all | one).unwrap_or(Ops::all());
     let after = section.integer("after", 0..=u64::MAX).map_or(0, |n| n.value);
+    let every = section.integer("every", 1..=u64::MAX).map_or(1, |n| n.value);
     let count = section.integer("count", 1..=u64::MAX).map(|n| n.value);
     let blocks = blocks(&section);
-    let action = action.map(|action| action.value);
-    if let Some(error) = error.as_ref().filter(|_| action.is_some_and(|action| action != Action::Fail)) {
-        sink.error(
-            &error.spot,
-            "only the action `fail` has an error",
-            "remove `error`, or write action = \"fail\"",
-        );
-    }
-    if let Some(delay) =
-        milliseconds.as_ref().filter(|_| action.is_some_and(|action| action != Action::Delay))
-    {
-        sink.error(
-            &delay.spot,
-            "only the action `delay` has a duration",
-            "remove `milliseconds`, or write action = \"delay\"",
-        );
-    }
-    let action = match action {
-        None => None,
-        Some(Action::Fail) => Some(FaultAction::Fail(error.map_or(ErrorKind::Internal, |error| error.value))),
-        Some(Action::Hold) => Some(FaultAction::Hold),
-        Some(Action::Delay) => match &milliseconds {
-            Some(delay) => Some(FaultAction::Delay(Duration::from_millis(delay.value))),
+    let spot = section.spot().clone();
+    section.finish();
+    Some(FaultRule { spot, action: action?, operations, blocks, after, every, count })
+}
+
+/// The action with its own keys; complains of those that belong to another one.
+fn action(section: &Section<'_>, kind: Option<Kind>) -> Option<Action> {
+    let error = section.choice("error", &ERRORS);
+    let milliseconds = section.integer("milliseconds", 1..=3_600_000);
+    let window = section.integer("window", 2..=1024);
+    let foreign = |spot: Option<&Spot>, key: &str, whose: &[Kind], names: &str| {
+        if let (Some(spot), Some(kind)) = (spot, kind)
+            && !whose.contains(&kind)
+        {
+            section.sink().error(
+                spot,
+                format!("this action has no `{key}`"),
+                format!("remove it; it belongs to {names}"),
+            );
+        }
+    };
+    foreign(
+        error.as_ref().map(|at| &at.spot),
+        "error",
+        &[Kind::Fail, Kind::FailAfter],
+        "`fail` and `fail_after`",
+    );
+    let timed = [Kind::Delay, Kind::Reorder];
+    foreign(milliseconds.as_ref().map(|at| &at.spot), "milliseconds", &timed, "`delay` and `reorder`");
+    foreign(window.as_ref().map(|at| &at.spot), "window", &[Kind::Reorder], "`reorder`");
+
+    let error = error.map_or(ErrorKind::Internal, |error| error.value);
+    let duration = milliseconds.map(|n| Duration::from_millis(n.value));
+    match kind? {
+        Kind::Fail => Some(Action::Fail(error)),
+        Kind::FailAfter => Some(Action::FailAfter(error)),
+        Kind::Hold => Some(Action::Hold),
+        Kind::Delay => match duration {
+            Some(duration) => Some(Action::Delay(duration)),
             None if section.get("milliseconds").is_some() => None,
             None => section.missing("milliseconds", "10"),
         },
-    };
-    let spot = section.spot().clone();
-    section.finish();
-    Some(FaultRule { spot, action: action?, operations, blocks, after, count })
+        Kind::Reorder => Some(Action::Reorder {
+            window: window.map_or(8, |n| n.value as usize),
+            longest: duration.unwrap_or(Duration::from_millis(10)),
+        }),
+    }
 }
 
 fn blocks(section: &Section<'_>) -> Option<(u64, u64)> {

@@ -8,15 +8,13 @@ pub mod idle;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::Reactor;
 use block::reactor::Unparker;
 use nvme_emu::{Worker, WorkerSeed};
-use vfio_user_server::Host;
 
 use crate::affinity;
 use idle::{Idle, Wait};
@@ -38,21 +36,13 @@ pub struct ReactorThread {
 /// What a reactor's thread owns.
 pub struct Core {
     reactor: Reactor,
-    workers: Vec<Polled>,
+    workers: Vec<Worker>,
     stopping: bool,
 }
 
-/// A worker and the host whose guest rings its doorbells.
-struct Polled {
-    worker: Worker,
-    host: Arc<Host>,
-}
-
-impl Polled {
-    /// Whether somebody may ring without waking us.
-    fn watched(&self) -> bool {
-        self.worker.is_active() || self.host.bus_master()
-    }
+/// Whether something may happen to the worker that wakes nobody: an enabled controller's doorbells are memory.
+fn watched(worker: &Worker) -> bool {
+    worker.is_enabled() || worker.is_active()
 }
 
 impl ReactorThread {
@@ -84,11 +74,11 @@ impl ReactorThread {
         self.unparker.unpark();
     }
 
-    /// Gives the reactor a worker of the controller whose guest is behind `host`.
-    pub fn add_worker(&self, seed: WorkerSeed, host: Arc<Host>) {
+    /// Gives the reactor a worker to poll.
+    pub fn add_worker(&self, seed: WorkerSeed) {
         self.run(move |core| {
             let worker = seed.start(&core.reactor);
-            core.workers.push(Polled { worker, host });
+            core.workers.push(worker);
         });
     }
 }
@@ -114,8 +104,8 @@ impl Core {
         let mut idle = Idle::default();
         while !self.stopping {
             let mut worked = false;
-            for polled in &mut self.workers {
-                worked |= polled.worker.poll();
+            for worker in &mut self.workers {
+                worked |= worker.poll();
             }
             worked |= self.reactor.turn() > 0;
             loop {
@@ -135,11 +125,11 @@ impl Core {
                 idle.worked();
                 continue;
             }
-            let watched = self.workers.iter().any(Polled::watched);
+            let watched = self.workers.iter().any(watched);
             match idle.wait(watched, Instant::now) {
                 Wait::Spin => std::hint::spin_loop(),
                 Wait::Sleep(time) => self.reactor.park(time),
-                Wait::UntilWoken => self.reactor.park(std::time::Duration::MAX),
+                Wait::UntilWoken => self.reactor.park(Duration::MAX),
             }
         }
     }
@@ -156,8 +146,6 @@ fn guard_against_panics(work: impl FnOnce()) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
