@@ -238,3 +238,48 @@ fn a_reactor_that_goes_away_lets_the_image_go() {
     assert!(!buffers.iter().any(Buffer::is_shared), "the kernel is done with every buffer");
     FileDevice::open(&options).expect("unlocked");
 }
+
+/// A file system of 1 MiB for as long as it is used.
+struct SmallTmpfs(TempDir);
+
+impl SmallTmpfs {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(dir.path());
+        mount.output().is_ok_and(|output| output.status.success()).then(|| Self(dir))
+    }
+}
+
+impl Drop for SmallTmpfs {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_file_system_is_no_space_until_there_is_some() {
+    let Some(small) = SmallTmpfs::mount() else {
+        eprintln!("skipped: mounting a small tmpfs needs root");
+        return;
+    };
+    let (reactor, channel) = open(&FileOptions::new(small.0.path().join("image")).create(8 * MIB));
+    let data = vec![1; 256 << 10];
+    reactor.block_on(async {
+        let mut failed = None;
+        for n in 0..16 {
+            if let Err(error) = write(&*channel, 512, n * 512, &data).await {
+                failed.get_or_insert((n, error));
+            }
+        }
+        let (n, error) = failed.expect("1 MiB does not hold 4");
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        assert!(error.to_string().contains("image"), "{error}");
+        assert!(read(&*channel, 512, 0, 512).await.unwrap() == data);
+        // tmpfs has no ZERO_RANGE: zeroes are holes, which need no space.
+        run(&*channel, plain(Op::WriteZeroes, 0, 16384)).await.unwrap();
+        write(&*channel, 512, n * 512, &data).await.unwrap();
+        assert!(read(&*channel, 512, 0, 512).await.unwrap() == vec![0; data.len()]);
+    });
+    drop((channel, reactor));
+}
