@@ -9,13 +9,16 @@ use std::process::Command;
 /// them), the keys of Debian's newer releases, certificates for cargo.
 const PACKAGES: &[&str] = &["ca-certificates", "debian-archive-keyring", "g++", "gcc", "libc6-dev"];
 
-/// cargo's subcommands that the tests use.
-const TOOLS: &[&str] = &["cargo-nextest", "cargo-fuzz"];
+/// The test runner.
+pub const NEXTEST: &str = "cargo-nextest";
+/// What builds and runs fuzz targets.
+pub const FUZZ: &str = "cargo-fuzz";
 
 /// All that any task needs.
 pub fn everything() -> Result<()> {
     packages()?;
-    tools()?;
+    tool(NEXTEST)?;
+    tool(FUZZ)?;
     images().map(drop)
 }
 
@@ -43,23 +46,20 @@ pub fn packages() -> Result<()> {
     run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(missing))
 }
 
-/// cargo-nextest and cargo-fuzz.
-pub fn tools() -> Result<()> {
-    for tool in TOOLS {
-        if has(tool) {
-            eprintln!("setup: {tool}: already there");
-            continue;
-        }
-        say(&format!("{tool} is missing: building it takes a few minutes"));
-        // In its own release's dependencies; not with this workspace's flags or directories.
-        run(cargo(["install", "--locked", tool]).env_remove("RUSTFLAGS").env_remove("CARGO_TARGET_DIR"))
-            .with_context(|| format!("{tool} could not be installed"))?;
+/// One of cargo's subcommands.
+pub fn tool(name: &str) -> Result<()> {
+    if has(name) {
+        eprintln!("setup: {name}: already there");
+        return Ok(());
     }
-    Ok(())
+    say(&format!("{name} is missing: building it takes a few minutes"));
+    // With the dependencies that it was released with, and not with this workspace's flags or directories.
+    run(cargo(["install", "--locked", name]).env_remove("RUSTFLAGS").env_remove("CARGO_TARGET_DIR"))
+        .with_context(|| format!("{name} could not be installed"))
 }
 
 /// True when cargo finds the subcommand.
-pub fn has(tool: &str) -> bool {
+fn has(tool: &str) -> bool {
     let subcommand = tool.trim_start_matches("cargo-");
     succeeds(&mut cargo([subcommand, "--version"]))
 }

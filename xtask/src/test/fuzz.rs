@@ -17,8 +17,8 @@ pub fn run(tally: &mut Tally) -> Result<()> {
     if targets.is_empty() {
         return Ok(());
     }
-    if !setup::has("cargo-fuzz") {
-        tally.cannot_run("fuzz targets (no cargo-fuzz)", u32::try_from(targets.len())?);
+    if let Err(e) = setup::tool(setup::FUZZ) {
+        tally.cannot_run(&format!("fuzz targets: {e:#}; they"), u32::try_from(targets.len())?);
         return Ok(());
     }
     let seconds = seconds("QUARRY_FUZZ_SECONDS", 60)?;

@@ -29,7 +29,7 @@ pub struct Test {
 impl Test {
     pub fn run(self) -> Result<()> {
         setup::packages()?;
-        setup::tools()?;
+        setup::tool(setup::NEXTEST)?;
         setup::images()?;
         let quarry = build_quarry()?;
         let mut tally = Tally::default();
