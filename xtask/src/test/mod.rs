@@ -28,24 +28,30 @@ pub struct Test {
 
 impl Test {
     pub fn run(self) -> Result<()> {
+        let mut tally = Tally::default();
+        if let Err(e) = self.all(&mut tally) {
+            tally.broken(&format!("{e:#}"));
+        }
+        match tally.finish(std::env::var("CI").is_ok_and(|ci| ci == "true")) {
+            0 => Ok(()),
+            _ => std::process::exit(1),
+        }
+    }
+
+    fn all(&self, tally: &mut Tally) -> Result<()> {
         setup::packages()?;
         setup::tool(setup::NEXTEST)?;
         setup::images()?;
         let quarry = build_quarry()?;
-        let mut tally = Tally::default();
-        self.nextest(&quarry, &mut tally)?;
+        self.nextest(&quarry, tally)?;
         if self.filter.is_empty() {
-            documentation(&mut tally)?;
+            documentation(tally)?;
         }
         if self.filter.is_empty() && !self.quick {
-            loom(&mut tally)?;
-            fuzz::run(&mut tally)?;
+            loom(tally)?;
+            fuzz::run(tally)?;
         }
-        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
-        match tally.finish(ci) {
-            0 => Ok(()),
-            _ => std::process::exit(1),
-        }
+        Ok(())
     }
 
     fn nextest(&self, quarry: &Path, tally: &mut Tally) -> Result<()> {

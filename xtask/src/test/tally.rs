@@ -40,6 +40,12 @@ impl Tally {
         self.counts += counts;
     }
 
+    /// Something without which the tests cannot go on.
+    pub fn broken(&mut self, what: &str) {
+        self.failures.push(what.to_owned());
+        self.counts.failed += 1;
+    }
+
     /// Something that this machine cannot run.
     pub fn cannot_run(&mut self, what: &str, count: u32) {
         self.missing.push(format!("{what} cannot run"));
