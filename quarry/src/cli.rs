@@ -195,7 +195,6 @@ impl Serve {
             max_transfer: defaults::MAX_TRANSFER,
             intx: false,
             shadow_doorbells: false,
-            shadow_doorbells: false,
             reactors: Vec::new(),
         };
         config.controllers.insert(CONTROLLER.to_owned(), controller);

@@ -328,7 +328,6 @@ fn build_controller(
             max_transfer: config.max_transfer,
             intx: config.intx,
             shadow_doorbells: config.shadow_doorbells,
-            shadow_doorbells: config.shadow_doorbells,
             workers: chosen.len(),
         },
     )

@@ -211,8 +211,6 @@ pub struct ControllerConfig {
     pub max_transfer: u32,
     /// Offer the INTx pin.
     pub intx: bool,
-    /// Offer shadow doorbells.
-    pub shadow_doorbells: bool,
     /// Offer shadow doorbells (Doorbell Buffer Config); at most 31 I/O queue pairs then.
     pub shadow_doorbells: bool,
     /// The reactors its queues are spread over, its home first; all of them if empty.

@@ -220,7 +220,6 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
             format!("use {most_queues} at most, or remove `shadow_doorbells`"),
         );
     }
-    let shadow_doorbells = section.flag("shadow_doorbells");
     let reactors = section.integers("reactors", 0..=1023);
     if let Some((value, spot)) = section.get("reactors")
         && reactors.is_empty()
