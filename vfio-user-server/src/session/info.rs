@@ -54,11 +54,12 @@ impl Session {
         let Some(area) = area else { return Ok(Handled::answer(&info)) };
         info.flags |= region::MMAP | region::CAPS;
         info.argsz += size_of::<SparseMmap>() as u32;
+        // Also when the capability itself does not fit: QEMU checks it in every answer with CAPS.
+        info.cap_offset = FIXED;
         if asked.argsz < info.argsz {
             // Tells how much room it needs; a descriptor would only go astray.
             return Ok(Handled::answer(&info));
         }
-        info.cap_offset = FIXED;
         let sparse = SparseMmap {
             id: 1,
             version: 1,
