@@ -14,9 +14,10 @@ use crate::shared::{DoorbellError, Message, Shared};
 use crate::worker::HOME;
 use crate::{Subsystem, WorkerSeed};
 
-/// Red Hat's vendor and the device it set aside for virtual NVMe controllers (docs/specs/pci-ids of QEMU).
-pub(crate) const VENDOR_ID: u16 = 0x1B36;
-const DEVICE_ID: u16 = 0x0010;
+/// The identity that Red Hat leaves to everyone without registration (QEMU docs/specs/pci-ids, 1af4:10f0 to
+/// 10ff). Not QEMU's own NVMe device: Linux distrusts the namespace identifiers of that one.
+pub(crate) const VENDOR_ID: u16 = 0x1AF4;
+const DEVICE_ID: u16 = 0x10F0;
 pub(crate) const SUBSYSTEM_VENDOR_ID: u16 = 0x1AF4;
 const SUBSYSTEM_ID: u16 = 0x1100;
 

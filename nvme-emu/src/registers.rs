@@ -85,7 +85,8 @@ impl Registers {
 
     /// Reads any bytes below the doorbells.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
+        for (i, byte) in data.iter_mut().enumerate() {
+            let at = offset.wrapping_add(i as u64);
             *byte = self.read_dword(at & !3).to_le_bytes()[(at & 3) as usize];
         }
     }
