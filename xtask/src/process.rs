@@ -1,14 +1,10 @@
 //! Other programs, and where this workspace is.
 
 use anyhow::{Context, Result, bail};
+pub use qemu_configs::setup::workspace;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// The workspace's root.
-pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
-}
 
 /// Where cargo puts what it builds.
 pub fn target() -> PathBuf {

@@ -12,7 +12,7 @@ pub const PROGRAM: &str = "guest-agent";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("guest-agent")
+    super::workspace().join("qemu-configs/guest-agent")
 }
 
 pub fn recipe() -> Result<String> {

@@ -119,6 +119,16 @@ impl Assets {
     }
 }
 
+/// The workspace's root: that of the running program where cargo started it, else that of its sources. (A build directory
+/// that two clones share gives both of them the programs of one.)
+pub fn workspace() -> PathBuf {
+    let running = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let is_root = |path: &&Path| path.join("qemu-configs/guest-agent/Cargo.toml").exists();
+    let root = running.iter().chain([&built]).find_map(|path| path.ancestors().find(is_root));
+    root.unwrap_or(&built).to_owned()
+}
+
 /// Runs a command to its end; what it printed is told only when it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().display().to_string();

@@ -145,7 +145,7 @@ mod tests {
             }
         }
         let mut found = 0;
-        search(workspace(), &mut found);
+        search(&workspace(), &mut found);
         assert_eq!(found as usize, LOOM_MODELS.len(), "models in the sources and in LOOM_MODELS");
     }
 }
