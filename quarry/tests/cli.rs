@@ -193,6 +193,63 @@ fn serves_until_a_signal_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_second_signal_ends_it_at_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("quarry.toml");
+    fs::write(
+        &file,
+        r#"
+            [devices.disk]
+            type = "memory"
+            size = "1M"
+            [devices.stuck]
+            type = "fault"
+            on = "disk"
+            rules = [{ action = "hold", operations = ["flush"] }]
+            [controllers.vm]
+            socket = "vm.sock"
+            namespaces = [{ device = "stuck" }]
+        "#,
+    )
+    .expect("written");
+    let mut server = Server::start(quarry().arg("serve").arg(&file));
+    server.signal(Signal::TERM);
+    server.wait_for("stopping");
+    server.signal(Signal::TERM);
+    let (status, log) = server.end();
+    assert_eq!(status.code(), Some(143), "{log}");
+    assert!(log.contains("may be lost"), "{log}");
+}
+
+#[test]
+fn a_flush_that_fails_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("quarry.toml");
+    fs::write(
+        &file,
+        r#"
+            [devices.disk]
+            type = "memory"
+            size = "1M"
+            [devices.broken]
+            type = "fault"
+            on = "disk"
+            rules = [{ action = "fail", error = "write_fault", operations = ["flush"] }]
+            [controllers.vm]
+            socket = "vm.sock"
+            namespaces = [{ device = "broken" }]
+        "#,
+    )
+    .expect("written");
+    let server = Server::start(quarry().arg("serve").arg(&file));
+    server.signal(Signal::TERM);
+    let (status, log) = server.end();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("not flushed: broken: WriteFault"), "{log}");
+    assert!(!directory.path().join("vm.sock").exists());
+}
+
+#[test]
 fn an_image_has_one_server() {
     let directory = tempfile::tempdir().expect("a directory");
     let first = Server::start(&mut serve_disk(directory.path(), "file:disk.img,size=1M"));
