@@ -251,7 +251,7 @@ fn explain_reactor(number: usize, cpu: Option<usize>, error: &std::io::Error) ->
         std::io::ErrorKind::PermissionDenied => {
             "; allow io_uring (sysctl kernel.io_uring_disabled=0, or the container's seccomp profile)"
         }
-        std::io::ErrorKind::Unsupported => "; io_uring needs Linux 5.15 or later",
+        std::io::ErrorKind::Unsupported => "; this kernel has no io_uring that would do: use a later one",
         std::io::ErrorKind::OutOfMemory => "; raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a unit)",
         _ => "",
     };
