@@ -332,17 +332,19 @@ impl DmaTable {
     }
 }
 
-/// Regions that left the table. What still holds an older table reaches them until they are revoked.
+/// Regions that left the table. What still holds an older table reaches them until they are revoked. Unmaps
+/// them when dropped, unless somebody still holds them: so it is the dropping thread that takes the time, and
+/// not a reactor.
 #[derive(Debug, Default)]
 #[must_use = "a reply to the client may only follow the revocation"]
 pub struct Retired {
     regions: usize,
-    mappings: Vec<Weak<Mapping>>,
+    mappings: Vec<Arc<Mapping>>,
 }
 
 impl Retired {
     fn of(regions: &[Region]) -> Self {
-        let mappings = regions.iter().filter_map(|r| r.mapping.as_ref()).map(Arc::downgrade).collect();
+        let mappings = regions.iter().filter_map(|r| r.mapping.clone()).collect();
         Self { regions: regions.len(), mappings }
     }
 
@@ -356,9 +358,14 @@ impl Retired {
         self.regions == 0
     }
 
+    /// Bytes that are mapped.
+    pub fn mapped(&self) -> usize {
+        self.mappings.iter().map(|m| m.len()).sum()
+    }
+
     /// Whether anything still holds a table with these regions.
     pub fn is_held(&self) -> bool {
-        self.mappings.iter().any(|m| m.strong_count() > 0)
+        self.mappings.iter().any(|m| Arc::strong_count(m) > 1)
     }
 
     /// Takes the memory away from whoever still holds it: pointers into it stay good, and reach anonymous
@@ -368,11 +375,32 @@ impl Retired {
     /// function's part ([`crate::PciFunction::retire_memory`]).
     pub fn revoke(self) -> io::Result<usize> {
         let mut held = 0;
-        for mapping in self.mappings.iter().filter_map(Weak::upgrade) {
-            mapping.revoke()?;
-            held += 1;
+        for mapping in &self.mappings {
+            // No table has it any more, so the count only falls.
+            if Arc::strong_count(mapping) > 1 {
+                mapping.revoke()?;
+                held += 1;
+            }
         }
         Ok(held)
+    }
+}
+
+/// What only a change of the table needs.
+#[derive(Debug, Default)]
+struct Writer {
+    /// The identity for the next region.
+    next_id: u64,
+    /// What left the table and may still be held by an older one.
+    retired: Vec<Weak<Mapping>>,
+}
+
+impl Writer {
+    fn retire(&mut self, regions: &[Region]) -> Retired {
+        let retired = Retired::of(regions);
+        self.retired.retain(|m| m.strong_count() > 0);
+        self.retired.extend(retired.mappings.iter().map(Arc::downgrade));
+        retired
     }
 }
 
@@ -382,8 +410,8 @@ pub struct DmaSpace {
     table: arc_swap::ArcSwap<DmaTable>,
     /// Follows the table: a reader that sees a generation here finds that table or a later one.
     generation: AtomicU64,
-    /// Held while the table is replaced. The identity for the next region.
-    next_id: Mutex<u64>,
+    /// Held while the table is replaced.
+    writer: Mutex<Writer>,
     breakage: Arc<Breakage>,
 }
 
@@ -393,7 +421,7 @@ impl DmaSpace {
         Self {
             table: arc_swap::ArcSwap::from_pointee(DmaTable::new(0, Vec::new())),
             generation: AtomicU64::new(0),
-            next_id: Mutex::new(0),
+            writer: Mutex::default(),
             breakage: Arc::new(Breakage::new()),
         }
     }
@@ -426,7 +454,7 @@ impl DmaSpace {
         if !(iova | size | offset).is_multiple_of(PAGE_SIZE) {
             return Err(MapError::Misaligned);
         }
-        let mut next_id = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.table.load();
         if old.regions.len() >= MAX_REGIONS {
             return Err(MapError::TooMany);
@@ -449,9 +477,9 @@ impl DmaSpace {
         };
         let mut regions = Vec::with_capacity(old.regions.len() + 1);
         regions.extend_from_slice(&old.regions[..at]);
-        regions.push(Region { start: iova, size, flags, id: *next_id, mapping });
+        regions.push(Region { start: iova, size, flags, id: writer.next_id, mapping });
         regions.extend_from_slice(&old.regions[at..]);
-        *next_id += 1;
+        writer.next_id += 1;
         self.replace(&old, regions);
         Ok(())
     }
@@ -461,7 +489,7 @@ impl DmaSpace {
     pub fn unmap(&self, iova: u64, size: u64) -> Result<Retired, UnmapError> {
         let error = UnmapError { iova, size };
         let last = size.checked_sub(1).and_then(|n| iova.checked_add(n)).ok_or(error)?;
-        let _replacing = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.table.load();
         let from = old.regions.partition_point(|r| r.last() < iova);
         let to = old.regions.partition_point(|r| r.start <= last);
@@ -469,7 +497,7 @@ impl DmaSpace {
         if gone.iter().any(|r| r.start < iova || r.last() > last) {
             return Err(error);
         }
-        let retired = Retired::of(gone);
+        let retired = writer.retire(gone);
         if !gone.is_empty() {
             self.replace(&old, [&old.regions[..from], &old.regions[to..]].concat());
         }
@@ -478,12 +506,21 @@ impl DmaSpace {
 
     /// Unmaps everything.
     pub fn unmap_all(&self) -> Retired {
-        let _replacing = self.next_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.table.load();
-        let retired = Retired::of(&old.regions);
+        let retired = writer.retire(&old.regions);
         if !old.regions.is_empty() {
             self.replace(&old, Vec::new());
         }
+        retired
+    }
+
+    /// Unmaps everything, and returns it together with all that was unmapped before and is still held: for
+    /// when the client is gone.
+    pub fn clear(&self) -> Retired {
+        let mut retired = self.unmap_all();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.mappings = writer.retired.iter().filter_map(Weak::upgrade).collect();
         retired
     }
 

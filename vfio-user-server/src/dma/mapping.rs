@@ -73,6 +73,11 @@ impl Mapping {
         unsafe { self.base.add(self.start) }
     }
 
+    /// Bytes mapped.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Takes the client's memory away from whoever still holds pointers into it: they reach anonymous
     /// memory from now on.
     pub(super) fn revoke(&self) -> io::Result<()> {

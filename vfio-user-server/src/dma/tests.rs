@@ -139,7 +139,7 @@ fn revoked_memory_is_out_of_reach_and_harmless() {
     drop(held);
     space.map(0, PAGE, Some(fd), 0, RW).unwrap();
     let retired = space.unmap_all();
-    assert!(!retired.is_held());
+    assert!(!retired.is_held() && retired.mapped() == PAGE as usize);
     assert_eq!(retired.revoke().unwrap(), 0);
 }
 
@@ -158,6 +158,24 @@ fn memory_that_is_truncated_breaks_its_space_only() {
     assert!(space.is_broken() && !other.is_broken());
     space.repair();
     assert!(!space.is_broken());
+}
+
+#[test]
+fn clearing_a_space_includes_what_is_still_held_from_before() {
+    let space = DmaSpace::new();
+    let fd = memory(2);
+    space.map(0, PAGE, Some(fd.try_clone().unwrap()), 0, RW).unwrap();
+    let held = space.table();
+    // A client that left while its unmap was waited for: dropped without a revocation.
+    drop(space.unmap(0, PAGE).unwrap());
+    space.map(PAGE, PAGE, Some(fd.try_clone().unwrap()), PAGE, RW).unwrap();
+    let cleared = space.clear();
+    assert_eq!(cleared.mapped(), 2 * PAGE as usize);
+    assert_eq!(cleared.revoke().unwrap(), 1);
+    held.write(0, b"too late").unwrap();
+    let mut seen = [1; 8];
+    rustix::io::pread(&fd, &mut seen, 0).unwrap();
+    assert_eq!(seen, [0; 8]);
 }
 
 /// A region of the model: start, size, readable, writable, with descriptor.

@@ -36,7 +36,8 @@ fn region_info_of_every_region() {
     for (index, (flags, size)) in (0..).zip(expected) {
         let answer = client.ask_struct(command::DEVICE_GET_REGION_INFO, &info(32, index)).ok();
         let got: RegionInfo = answer.fixed();
-        assert_eq!((got.index, got.flags, got.size, got.offset, got.cap_offset), (index, flags, size, 0, 0));
+        assert_eq!((got.index, got.flags, got.size, got.offset), (index, flags, size, 0));
+        assert_eq!(got.cap_offset, if index == 0 { 32 } else { 0 }, "where it will be; QEMU checks it");
         assert_eq!(got.argsz, if index == 0 { 64 } else { 32 });
         assert_eq!((answer.body.len(), answer.fds.len()), (32, 0), "the capability does not fit");
     }
