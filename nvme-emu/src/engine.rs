@@ -315,6 +315,9 @@ impl Engine {
             Ok(waiting) => waiting.min(BATCH),
             Err(InvalidDoorbell) => return self.invalid_doorbell(qid),
         };
+        if self.memory.is_stale() {
+            return true; // next turn, with the table of now
+        }
         let cqid = sq.cq;
         let Some(cq) = &mut self.cqs[usize::from(cqid)] else { return false };
         let room = match cq.room(waiting) {

@@ -147,6 +147,8 @@ impl Home {
     }
 
     fn enable(&mut self, engine: &mut Engine, wanted: Enabled) {
+        // What was mapped before CC was written must be there.
+        let _ = engine.refresh_memory();
         match Up::new(engine, wanted) {
             Ok(up) => {
                 engine.shared.send_all(|| Message::Page(up.page()));
@@ -259,6 +261,9 @@ impl Up {
                 return true;
             }
         };
+        if engine.memory.is_stale() {
+            return true; // next turn, with the table of now
+        }
         let room = match self.cq.room(waiting) {
             Ok(room) => waiting.min(room),
             Err(InvalidDoorbell) => {

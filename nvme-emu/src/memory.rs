@@ -27,13 +27,19 @@ impl Memory {
 
     /// Takes the host's current table if it is a newer one. Returns the regions that are gone since.
     pub(crate) fn refresh(&mut self) -> Option<RegionMask> {
-        if self.host.dma.generation() == self.snapshot.table.generation() {
+        if !self.is_stale() {
             return None;
         }
         let table = self.host.dma.table();
         let removed = self.snapshot.table.removed(&table);
         self.snapshot = Rc::new(Snapshot { table });
         Some(removed)
+    }
+
+    /// Whether the host has a newer table. To be asked again after a doorbell was seen: what the guest mapped
+    /// before it rang must be there.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.host.dma.generation() != self.snapshot.table.generation()
     }
 
     /// The table.
