@@ -348,6 +348,12 @@ impl QueuePair {
         Ok(at.map(|at| self.early.remove(at)))
     }
 
+    /// Whether the completion of command `cid` is there. It stays for [`Self::wait`].
+    pub fn peek(&mut self, cid: u16) -> Result<bool> {
+        self.gather()?;
+        Ok(self.early.iter().any(|early| early.cid.get() == cid))
+    }
+
     /// Waits for any completion.
     pub fn wait_any(&mut self, timeout: Duration) -> Result<Completion> {
         let id = self.id();

@@ -1,12 +1,13 @@
 //! [`Server`]: a `quarry` process of our own, in a directory of its own.
 
 use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nvme_driver::{Controller, Options};
+use nvme_driver::{Controller, Error, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -104,7 +105,18 @@ impl Server {
     /// A controller on any socket, with options.
     #[track_caller]
     pub fn controller_with(&self, socket: &str, options: Options) -> Controller {
-        Controller::connect_wire(&self.socket(socket), options).expect("a controller")
+        // The socket of a client before us can outlive it for a moment: while another test of this process starts a
+        // program, the child holds copies of all descriptors until it becomes that program. Then we are turned away.
+        let start = Instant::now();
+        loop {
+            match Controller::connect_wire(&self.socket(socket), options.clone()) {
+                Ok(controller) => return controller,
+                Err(Error::Io(error)) if is_turned_away(&error) && start.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("no controller on {socket}: {error}"),
+            }
+        }
     }
 
     /// Whether it still runs.
@@ -146,6 +158,10 @@ impl Drop for Server {
             eprintln!("---- log of quarry ----\n{}----", self.log());
         }
     }
+}
+
+fn is_turned_away(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
 }
 
 /// Whether somebody listens on a Unix socket, without connecting to it: a connection would be a client.

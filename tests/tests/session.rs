@@ -244,7 +244,7 @@ fn deep_queues_keep_data_apart() {
                 for slot in 0..63 {
                     let number = (index * 63 + slot) as u64;
                     let data = Data::Prp(memory.iova() + number * PAGE as u64, 0);
-                    let lba = (number * 7 % 252) * 8;
+                    let lba = (number * 5 % 252) * 8;
                     let command = if write { io::write(1, lba, 8, data) } else { io::read(1, lba, 8, data) };
                     pair.push(&nvme_spec::Command { cid: (slot as u16).into(), ..command }).unwrap();
                 }
