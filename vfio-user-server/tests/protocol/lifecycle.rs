@@ -237,3 +237,35 @@ fn a_listening_socket_is_inherited_and_nothing_else_is() {
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     assert!(Listener::from_fd(tcp.into()).is_err());
 }
+
+/// The guard against truncated guest memory does not hide other faults.
+#[test]
+fn a_bus_error_elsewhere_still_ends_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "lifecycle::a_bus_error_elsewhere", "--ignored"])
+        .env("QUARRY_TEST_CHILD", "1")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
+}
+
+#[test]
+#[ignore = "run by another test, as a process of its own"]
+fn a_bus_error_elsewhere() {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    let Some(_) = std::env::var_os("QUARRY_TEST_CHILD") else { return };
+    // Installs the guard.
+    let space = vfio_user_server::DmaSpace::new();
+    space.map(0, PAGE, Some(guest(1)), 0, vfio_user_server::MapFlags::READ).unwrap();
+    let file = memfd("elsewhere", PAGE);
+    // SAFETY: a fresh mapping touches nothing that exists; it is read below, raw, to provoke the fault.
+    unsafe {
+        let at = mmap(std::ptr::null_mut(), 4096, ProtFlags::READ, MapFlags::SHARED, &file, 0).unwrap();
+        rustix::fs::ftruncate(&file, 0).unwrap();
+        at.cast::<u8>().read_volatile();
+    }
+}
