@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::{Abilities, Io, Op, Reactor, Submission};
 use nvme_spec::command::Command;
@@ -26,6 +26,9 @@ use crate::worker::HOME;
 
 /// Commands taken from one queue in one turn, so that a full queue does not starve the others.
 const BATCH: u32 = 32;
+
+/// How long a stop waits for cancelled commands that a device or the kernel still holds: within CAP.TO.
+const GIVE_UP: Duration = Duration::from_secs(20);
 
 /// The queues of one controller on one reactor, and what is in flight on them.
 pub(crate) struct Engine {
@@ -516,13 +519,22 @@ impl Engine {
             self.drain_deleted_queues();
         }
         if let Some(stopping) = &mut self.stopping {
+            let now = Instant::now();
             if self.slots.in_flight() == 0 {
                 self.stopping = None;
-            } else if !stopping.cancelled && Instant::now() >= stopping.deadline {
+            } else if !stopping.cancelled && now >= stopping.deadline {
                 stopping.cancelled = true;
                 for slot in self.slots.indices() {
                     self.slots.cancel(slot, Status::COMMAND_ABORT_REQUESTED);
                 }
+            } else if now >= stopping.deadline + GIVE_UP {
+                tracing::error!(
+                    controller = self.shared.cntlid,
+                    commands = self.slots.in_flight(),
+                    "a device does not give commands back; the reset goes on without them"
+                );
+                self.slots.disown();
+                self.stopping = None;
             }
         }
     }

@@ -214,6 +214,13 @@ impl Slots {
         }
     }
 
+    /// Makes every command in flight nobody's: its end will not be told.
+    pub(crate) fn disown(&mut self) {
+        for index in self.indices() {
+            self.get(index).tag.sq = 0; // the admin queue has no slots here
+        }
+    }
+
     /// Whether the slot has a command that is not complete.
     pub(crate) fn is_busy(&mut self, index: u32) -> bool {
         !matches!(self.get(index).state, State::Free)

@@ -321,3 +321,6 @@ pub(crate) fn read_struct<T: FromBytes + IntoBytes + FromZeros>(segments: &[Segm
     read_from_host(segments, value.as_mut_bytes());
     value
 }
+
+#[cfg(test)]
+mod tests;
