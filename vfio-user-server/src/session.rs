@@ -9,8 +9,6 @@ mod dma;
 mod info;
 mod irqs;
 mod regions;
-#[cfg(test)]
-mod tests;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
