@@ -114,8 +114,8 @@ impl Admin {
             AdminOpcode::GET_LOG_PAGE => self.get_log_page(table, hint, command),
             AdminOpcode::SET_FEATURES => self.set_features(table, hint, command),
             AdminOpcode::GET_FEATURES => self.get_features(table, hint, command),
-            AdminOpcode::CREATE_IO_COMPLETION_QUEUE => self.queues.create_cq(command),
-            AdminOpcode::CREATE_IO_SUBMISSION_QUEUE => self.queues.create_sq(command),
+            AdminOpcode::CREATE_IO_COMPLETION_QUEUE => self.queues.create_cq(table, command),
+            AdminOpcode::CREATE_IO_SUBMISSION_QUEUE => self.queues.create_sq(table, command),
             AdminOpcode::DELETE_IO_COMPLETION_QUEUE => self.queues.delete_cq(command),
             AdminOpcode::DELETE_IO_SUBMISSION_QUEUE => self.queues.delete_sq(command),
             AdminOpcode::ASYNC_EVENT_REQUEST => {
@@ -193,6 +193,6 @@ impl Admin {
     ) -> Result<(), Status> {
         let transfer = Transfer { command, len, access, page: self.page, sgl_allowed: false };
         let resolved = transfer::resolve(table, hint, &transfer, &mut self.segments);
-        resolved.map(drop).map_err(|error| error.status)
+        resolved.map(drop).map_err(|error| self.shared.status_of(error))
     }
 }

@@ -214,6 +214,7 @@ impl PciFunction for Controller {
     }
 
     fn detach(&self, _deadline: Instant) -> Quiesced {
+        self.shared.forget_client();
         self.power_on()
     }
 }

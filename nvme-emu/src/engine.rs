@@ -10,7 +10,7 @@ use nvme_spec::nvm::DsmRange;
 use nvme_spec::opcode::NvmOpcode;
 use nvme_spec::status::Status;
 use vfio_user_server::ratelimit::RateLimit;
-use vfio_user_server::{Access, DmaFault, Hint, RegionMask};
+use vfio_user_server::{Access, Hint, RegionMask};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error_log::Failure;
@@ -362,24 +362,9 @@ impl Engine {
             }
             Ok(None) => {}
             Err(error) => {
-                if let Some(DmaFault::NotShared { .. }) = error.fault {
-                    self.log_not_shared();
-                }
-                self.complete(slot, error.status, command.slba(), command.nsid());
+                let status = self.shared.status_of(error);
+                self.complete(slot, status, command.slba(), command.nsid());
             }
-        }
-    }
-
-    /// One line that names the remedy, once for a controller and client is enough.
-    fn log_not_shared(&self) {
-        static LIMIT: RateLimit = RateLimit::new();
-        if let Some(suppressed) = LIMIT.check() {
-            tracing::warn!(
-                suppressed,
-                controller = self.shared.cntlid,
-                "a command names guest memory that the VMM did not share: start it with shared memory \
-                 (QEMU: -object memory-backend-memfd,share=on; cloud-hypervisor: --memory shared=on)"
-            );
         }
     }
 

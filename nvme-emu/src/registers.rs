@@ -134,6 +134,10 @@ impl Registers {
                 let new = Cc::from_bits(value);
                 if self.cc.en() && !new.en() {
                     self.resets += 1;
+                    // A controller that never came up is down at once; the host may not wait to enable it.
+                    if !self.csts.rdy() {
+                        self.csts.set_cfs(false);
+                    }
                 }
                 self.cc = new;
                 return Effect::Configuration;
@@ -301,6 +305,17 @@ mod tests {
         registers.write(CC, &0u32.to_le_bytes());
         registers.write(CC, &1u32.to_le_bytes());
         assert_ne!(registers.wanted().unwrap().resets, first);
+    }
+
+    #[test]
+    fn a_failed_start_is_forgotten_at_once() {
+        let mut registers = Registers::new(1024);
+        registers.write(CC, &1u32.to_le_bytes());
+        registers.set_fatal();
+        assert!(registers.wanted().is_none());
+        registers.write(CC, &0u32.to_le_bytes());
+        registers.write(CC, &1u32.to_le_bytes());
+        assert!(registers.wanted().is_some());
     }
 
     #[test]

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 use block::reactor::Unparker;
-use vfio_user_server::Host;
+use nvme_spec::status::Status;
+use vfio_user_server::{DmaFault, Host};
 
 use crate::doorbells::Doorbells;
 use crate::error_log::ErrorLog;
 use crate::latch::Token;
 use crate::registers::Registers;
+use crate::transfer::TransferError;
 use crate::{ControllerConfig, Subsystem};
 
 /// The shared state of one controller.
@@ -27,6 +29,8 @@ pub(crate) struct Shared {
     registers: Mutex<Registers>,
     /// Set while queues may be polled.
     running: AtomicBool,
+    /// Whether this client was told that it does not share its memory.
+    told_not_shared: AtomicBool,
     /// Completion queues that hold the INTx pin up.
     intx: AtomicUsize,
 }
@@ -115,6 +119,7 @@ impl Shared {
             started: Instant::now(),
             registers: Mutex::new(Registers::new(config.queue_entries)),
             running: AtomicBool::new(false),
+            told_not_shared: AtomicBool::new(false),
             intx: AtomicUsize::new(0),
             config,
         }
@@ -135,6 +140,30 @@ impl Shared {
 
     pub(crate) fn set_running(&self, running: bool) {
         self.running.store(running, Ordering::Release);
+    }
+
+    /// The guest named memory that the VMM did not share: one line for each client.
+    pub(crate) fn tell_not_shared(&self) {
+        if !self.told_not_shared.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                controller = self.cntlid,
+                "a command names guest memory that the VMM did not share: start it with shared memory \
+                 (QEMU: -object memory-backend-memfd,share=on; cloud-hypervisor: --memory shared=on)"
+            );
+        }
+    }
+
+    /// The status of a transfer that cannot be made.
+    pub(crate) fn status_of(&self, error: TransferError) -> Status {
+        if let Some(DmaFault::NotShared { .. }) = error.fault {
+            self.tell_not_shared();
+        }
+        error.status
+    }
+
+    /// The next client is told again.
+    pub(crate) fn forget_client(&self) {
+        self.told_not_shared.store(false, Ordering::Relaxed);
     }
 
     /// Puts a message into a worker's mailbox and wakes its reactor.

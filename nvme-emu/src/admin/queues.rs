@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use nvme_spec::command::Command;
+use nvme_spec::command::{Command, Completion};
 use nvme_spec::queue::{CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, DeleteQueueCdw10};
 use nvme_spec::registers::Cc;
 use nvme_spec::status::Status;
+use vfio_user_server::{Access, DmaTable, Hint};
 
 use super::{Answer, Ask, Change, To};
 use crate::shared::{Message, Shared};
@@ -80,7 +81,7 @@ impl Queues {
         self.sqs.get(usize::from(sqid)).copied().flatten().map(|sq| sq.worker)
     }
 
-    pub(super) fn create_cq(&mut self, command: &Command) -> Result<Answer, Status> {
+    pub(super) fn create_cq(&mut self, table: &DmaTable, command: &Command) -> Result<Answer, Status> {
         let queue = CreateQueueCdw10::from_bits(command.cdw10());
         let attributes = CreateCqCdw11::from_bits(command.cdw11());
         let qid = self.check_new(queue, attributes.pc(), command.prp1(), &self.cqs)?;
@@ -90,6 +91,7 @@ impl Queues {
         if attributes.ien() && attributes.iv() >= self.shared.host.interrupts.msix_vectors() {
             return Err(Status::INVALID_INTERRUPT_VECTOR.with_dnr());
         }
+        self.check_memory(table, command.prp1(), queue.qsize_z(), Completion::BYTES, Access::Write)?;
         let worker = self.emptiest_worker();
         self.cqs[usize::from(qid)] = Some(Cq { worker, users: 0, deleting: false });
         let (iova, entries) = (command.prp1(), u32::from(queue.qsize_z()) + 1);
@@ -97,7 +99,7 @@ impl Queues {
         Ok(ask(worker, Change::None, move |done| Message::CreateCq { qid, iova, entries, vector, done }))
     }
 
-    pub(super) fn create_sq(&mut self, command: &Command) -> Result<Answer, Status> {
+    pub(super) fn create_sq(&mut self, table: &DmaTable, command: &Command) -> Result<Answer, Status> {
         let queue = CreateQueueCdw10::from_bits(command.cdw10());
         let attributes = CreateSqCdw11::from_bits(command.cdw11());
         let cqid = attributes.cqid();
@@ -112,6 +114,7 @@ impl Queues {
         if self.cc.iosqes() != 6 {
             return Err(Status::INVALID_QUEUE_SIZE.with_dnr());
         }
+        self.check_memory(table, command.prp1(), queue.qsize_z(), Command::BYTES, Access::Read)?;
         // With its completion queue, so that completions stay on one worker.
         let worker = cq.worker;
         self.sqs[usize::from(qid)] = Some(Sq { cqid, worker, deleting: false });
@@ -142,6 +145,20 @@ impl Queues {
             return Err(Status::PRP_OFFSET_INVALID.with_dnr());
         }
         Ok(qid)
+    }
+
+    /// A queue must lie in memory that is there when it is made. (If it goes later, the queue rests.)
+    fn check_memory(
+        &self,
+        table: &DmaTable,
+        iova: u64,
+        size_z: u16,
+        entry_bytes: usize,
+        access: Access,
+    ) -> Result<(), Status> {
+        let len = (usize::from(size_z) + 1) * entry_bytes;
+        let resolved = table.resolve(iova, len, access, &mut Hint::default(), |_, _| {});
+        resolved.map(drop).map_err(|fault| self.shared.status_of(fault.into()))
     }
 
     pub(super) fn delete_sq(&mut self, command: &Command) -> Result<Answer, Status> {

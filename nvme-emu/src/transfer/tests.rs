@@ -36,7 +36,7 @@ impl Guest {
     }
 
     fn fill(&self) -> Vec<u8> {
-        let bytes: Vec<u8> = (0..END).map(|i| (i / 4 * 2654435761 >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..END).map(|i| ((i / 4 * 2_654_435_761) >> 7) as u8).collect();
         self.write(0, &bytes);
         bytes
     }
@@ -125,7 +125,7 @@ proptest! {
         for (i, entry) in lists.iter().enumerate() {
             guest.write(i as u64 * 8, &near(*entry).to_le_bytes());
         }
-        let mut command = prp(near(prp1), near(prp2) & !7 % PAGE);
+        let mut command = prp(near(prp1), near(prp2) & !7);
         command.flags = CommandFlags::new().with_psdt(Psdt(psdt));
         let access = if write { Access::Write } else { Access::Read };
         let _ = guest.resolve(&command, len, access);
