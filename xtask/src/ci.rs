@@ -1,4 +1,4 @@
-//! `cargo xtask ci`.
+//! `cargo xtask check` and `cargo xtask ci`.
 
 use crate::process::{self, cargo, workspace};
 use crate::test::Test;
@@ -8,11 +8,11 @@ use anyhow::Result;
 const OTHERS: &[&str] = &["qemu-configs/guest-agent", "fuzz"];
 
 pub fn run() -> Result<()> {
-    run_checks()?;
+    check()?;
     Test::default().run()
 }
 
-fn run_checks() -> Result<()> {
+pub fn check() -> Result<()> {
     process::run(&mut cargo(["fmt", "--all", "--check"]))?;
     for other in OTHERS {
         let manifest = workspace().join(other).join("Cargo.toml");
