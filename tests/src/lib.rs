@@ -1,14 +1,16 @@
 //! What the end-to-end tests share: [`Server`], a running `quarry`, and small helpers around `nvme-driver`.
 //!
-//! The tests in `tests/` run the real program in a process of its own and come in through its sockets. None of those
-//! that use this library needs a guest.
+//! The tests in `tests/` run the real program in a process of its own and come in through its sockets. Those of
+//! `guest_*.rs` boot guests ([`Vm`]); the others need none.
 
 pub mod binary;
 pub mod data;
+pub mod guest;
 pub mod resources;
 pub mod server;
 
 pub use data::pattern;
+pub use guest::Vm;
 pub use resources::Resources;
 pub use server::Server;
 
