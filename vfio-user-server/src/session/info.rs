@@ -46,7 +46,7 @@ impl Session {
             return Err(libc::EINVAL);
         }
         let size = self.region_size(asked.index);
-        let area = self.bar(asked.index).and_then(|bar| bar.mappable.as_ref());
+        let area = self.bar(asked.index).and_then(|bar| self.function.mappable(bar.index));
         let access = if size > 0 { region::READ | region::WRITE } else { 0 };
         // Offsets in the region are offsets in the descriptor.
         let mut info =
@@ -69,7 +69,7 @@ impl Session {
             offset: area.offset,
             size: area.size,
         };
-        Ok(Handled::Answer([info.as_bytes(), sparse.as_bytes()].concat(), vec![area.memory.clone()]))
+        Ok(Handled::Answer([info.as_bytes(), sparse.as_bytes()].concat(), vec![area.memory]))
     }
 
     /// No region has ioeventfds: doorbells are polled.

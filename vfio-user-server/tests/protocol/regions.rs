@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use vfio_user_server::Reset;
 use vfio_user_server::wire::{MultiWrite, RegionAccess, RegionInfo, RegionIoFds, SparseMmap, command};
+use vfio_user_server::{MappableArea, Reset};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::support::*;
@@ -73,6 +73,28 @@ fn the_sparse_area_comes_with_one_descriptor_when_there_is_room() {
             assert_eq!((answer.body.len(), answer.fds.len()), (32, 0));
         }
     });
+}
+
+/// The memory of one client's doorbells stays in its hands; the next one gets what the function has then.
+#[test]
+fn a_function_can_give_each_client_memory_of_its_own() {
+    let server = Server::start();
+    let mut first = server.connect();
+    let theirs = first.ask_struct(command::DEVICE_GET_REGION_INFO, &info(64, 0)).ok();
+    rustix::io::pwrite(&theirs.fds[0], b"old", 0x1000).unwrap();
+    drop(first);
+    server.wait_detached(1);
+    let fresh = MappableArea { offset: 0x1000, size: 0x1000, memory: Arc::new(memfd("fresh", 0x2000)) };
+    *server.fake.area.lock().unwrap() = Some(fresh.clone());
+    let mut next = server.connect();
+    let answer = next.ask_struct(command::DEVICE_GET_REGION_INFO, &info(64, 0)).ok();
+    assert_eq!((answer.body.len(), answer.fds.len()), (64, 1));
+    rustix::io::pwrite(&answer.fds[0], b"new", 0x1000).unwrap();
+    let mut seen = [0; 3];
+    rustix::io::pread(&theirs.fds[0], &mut seen, 0x1000).unwrap();
+    assert_eq!(&seen, b"old");
+    rustix::io::pread(&*fresh.memory, &mut seen, 0x1000).unwrap();
+    assert_eq!(&seen, b"new");
 }
 
 fn server_memory(server: &Server) -> std::os::fd::OwnedFd {

@@ -31,6 +31,8 @@ pub struct Fake {
     info: FunctionInfo,
     pub host: Arc<Host>,
     pub registers: Mutex<Vec<u8>>,
+    /// Given out instead of the mappable area in `info`.
+    pub area: Mutex<Option<MappableArea>>,
     pub resets: Mutex<Vec<Reset>>,
     pub detached: AtomicUsize,
     /// Deadlines of the calls to `retire_memory`.
@@ -58,6 +60,7 @@ impl Fake {
             },
             host: Arc::new(Host::new(VECTORS)),
             registers: Mutex::new((0..0x4000).map(|i| i as u8).collect()),
+            area: Mutex::default(),
             resets: Mutex::default(),
             detached: AtomicUsize::new(0),
             retirements: Mutex::default(),
@@ -78,6 +81,10 @@ impl Fake {
 impl PciFunction for Fake {
     fn info(&self) -> &FunctionInfo {
         &self.info
+    }
+
+    fn mappable(&self, bar: u8) -> Option<MappableArea> {
+        self.area.lock().unwrap().clone().or_else(|| self.info.bars[usize::from(bar)].mappable.clone())
     }
 
     fn bar_read(&self, _bar: u8, offset: u64, data: &mut [u8]) {
