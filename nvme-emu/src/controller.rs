@@ -9,7 +9,6 @@ use vfio_user_server::{Bar, FunctionInfo, Host, MappableArea, PciFunction, Quies
 
 use crate::doorbells::Doorbells;
 use crate::latch::latch;
-use crate::registers::Effect;
 use crate::shared::{DoorbellError, Message, Shared};
 use crate::worker::HOME;
 use crate::{Subsystem, WorkerSeed};
@@ -34,7 +33,7 @@ pub struct ControllerConfig {
     pub io_queues: u16,
     /// Entries of the longest queue, 2 to 65536.
     pub queue_entries: u32,
-    /// Largest transfer in bytes: 4 KiB to 1 MiB, a power of two.
+    /// Largest transfer in bytes: 8 KiB to 1 MiB, a power of two.
     pub max_transfer: u32,
     /// Offer the INTx pin for guests without MSI-X.
     pub intx: bool,
@@ -64,8 +63,9 @@ impl ControllerConfig {
             "io_queues must be 1 to 128"
         } else if !(2..=65536).contains(&self.queue_entries) {
             "queue_entries must be 2 to 65536"
-        } else if !self.max_transfer.is_power_of_two() || !(4096..=1 << 20).contains(&self.max_transfer) {
-            "max_transfer must be a power of two from 4 KiB to 1 MiB"
+        } else if !self.max_transfer.is_power_of_two() || !(8192..=1 << 20).contains(&self.max_transfer) {
+            // MDTS counts in powers of two of 4 KiB, and 0 would be no limit.
+            "max_transfer must be a power of two from 8 KiB to 1 MiB"
         } else if !(1..=256).contains(&self.workers) {
             "workers must be 1 to 256"
         } else {
@@ -76,6 +76,17 @@ impl ControllerConfig {
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
+}
+
+fn mappable(doorbells: &Doorbells) -> MappableArea {
+    MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() }
+}
+
+/// The PCI device serial number: a hash (FNV-1a) of who the subsystem is, and the controller's number.
+fn serial_number(nqn: &str, cntlid: u16) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+    let hash = nqn.bytes().fold(0xCBF2_9CE4_8422_2325, step);
+    hash & !0xFFFF | u64::from(cntlid)
 }
 
 /// One NVMe controller.
@@ -96,8 +107,7 @@ impl Controller {
         let msix_vectors = config.io_queues + 1;
         let host = Arc::new(Host::new(msix_vectors));
         let doorbells = Doorbells::new(config.io_queues)?;
-        let area =
-            MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() };
+        let area = mappable(&doorbells);
         let cntlid = subsystem.reserve_controller();
         let info = FunctionInfo {
             vendor_id: VENDOR_ID,
@@ -106,7 +116,7 @@ impl Controller {
             subsystem_id: SUBSYSTEM_ID,
             revision: 1,
             class_code: CLASS_CODE,
-            serial_number: u64::from(cntlid),
+            serial_number: serial_number(&subsystem.config.nqn, cntlid),
             bars: vec![Bar {
                 index: 0,
                 size: (DOORBELLS + area.size).next_power_of_two(),
@@ -128,13 +138,12 @@ impl Controller {
     }
 
     fn write_doorbells(&self, offset: u64, data: &[u8]) {
+        let area = self.shared.doorbells();
         // Doorbells are written as dwords (PCIe 3.1.2); other sizes change nothing.
         for (i, bytes) in data.chunks(4).enumerate() {
             let (at, Ok(bytes)) = (offset + 4 * i as u64, <[u8; 4]>::try_from(bytes)) else { continue };
-            match self.shared.doorbells.locate(at) {
-                Some((qid, is_cq)) => {
-                    self.shared.doorbells.doorbell(qid, is_cq).store(u32::from_le_bytes(bytes));
-                }
+            match area.locate(at) {
+                Some((qid, is_cq)) => area.store(qid, is_cq, u32::from_le_bytes(bytes)),
                 // The rest of a wider store covers the padding between doorbells.
                 None if i > 0 => {}
                 None => {
@@ -148,15 +157,15 @@ impl Controller {
     fn subsystem_reset(&self) {
         for controller in self.shared.subsystem.controllers() {
             controller.registers().subsystem_reset();
-            controller.send(HOME, Message::Configuration);
+            controller.configuration_changed();
         }
     }
 
     /// To power-on state; resolves when the controller is down.
-    fn power_on(&self) -> Quiesced {
+    fn power_on(&self, detach: bool) -> Quiesced {
         let (token, latch) = latch();
         self.shared.registers().power_on();
-        self.shared.send(HOME, Message::Reset(token));
+        self.shared.send(HOME, Message::Reset { detach, done: token });
         Box::pin(latch)
     }
 }
@@ -164,6 +173,10 @@ impl Controller {
 impl PciFunction for Controller {
     fn info(&self) -> &FunctionInfo {
         &self.info
+    }
+
+    fn mappable(&self, bar: u8) -> Option<MappableArea> {
+        (bar == 0).then(|| mappable(&self.shared.doorbells()))
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -177,7 +190,7 @@ impl PciFunction for Controller {
             self.shared.registers().read(offset, registers);
         }
         if !doorbells.is_empty() {
-            self.shared.doorbells.read((offset + below as u64) - DOORBELLS, doorbells);
+            self.shared.doorbells().read((offset + below as u64) - DOORBELLS, doorbells);
         }
     }
 
@@ -188,12 +201,15 @@ impl PciFunction for Controller {
         let below = DOORBELLS.saturating_sub(offset).min(data.len() as u64) as usize;
         let (registers, doorbells) = data.split_at(below);
         if !registers.is_empty() {
-            let effect = self.shared.registers().write(offset, registers);
-            match effect {
-                Effect::None => {}
-                Effect::Configuration => self.shared.send(HOME, Message::Configuration),
-                Effect::InterruptMask => self.shared.update_intx(),
-                Effect::SubsystemReset => self.subsystem_reset(),
+            let effects = self.shared.registers().write(offset, registers);
+            if effects.interrupt_mask {
+                self.shared.update_intx();
+            }
+            if effects.configuration {
+                self.shared.configuration_changed();
+            }
+            if effects.subsystem_reset {
+                self.subsystem_reset();
             }
         }
         if !doorbells.is_empty() {
@@ -203,7 +219,7 @@ impl PciFunction for Controller {
 
     fn reset(&self, reset: Reset) -> Quiesced {
         tracing::debug!(controller = self.shared.cntlid, ?reset, "reset");
-        self.power_on()
+        self.power_on(false)
     }
 
     fn retire_memory(&self, deadline: Instant) -> Quiesced {
@@ -215,6 +231,6 @@ impl PciFunction for Controller {
 
     fn detach(&self, _deadline: Instant) -> Quiesced {
         self.shared.forget_client();
-        self.power_on()
+        self.power_on(true)
     }
 }

@@ -33,11 +33,13 @@ unsafe impl Sync for Doorbells {}
 
 impl Doorbells {
     /// Doorbells of queues 0 to `queues`, all zero. The memfd is sealed: the client cannot shrink it under us.
-    pub(crate) fn new(queues: u16) -> io::Result<Self> {
+    pub(crate) fn new(queues: u16) -> io::Result<Arc<Self>> {
         let end = doorbell_offset(queues, true, DSTRD) + 4;
         let size = (end - DOORBELLS).next_multiple_of(PAGE);
-        let memory =
-            rustix::fs::memfd_create("nvme-doorbells", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Where vm.memfd_noexec insists; kernels before 6.3 do not know the flag.
+        let memory = rustix::fs::memfd_create("nvme-doorbells", flags | MemfdFlags::NOEXEC_SEAL)
+            .or_else(|_| rustix::fs::memfd_create("nvme-doorbells", flags))?;
         rustix::fs::ftruncate(&memory, DOORBELLS + size)?;
         rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         // SAFETY: a fresh shared mapping of a file that cannot shrink; nothing else is replaced.
@@ -52,7 +54,7 @@ impl Doorbells {
             )?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { memory: Arc::new(memory), base, size, queues })
+        Ok(Arc::new(Self { memory: Arc::new(memory), base, size, queues }))
     }
 
     /// The memfd, for the client: the area lies at file offset [`DOORBELLS`].
@@ -73,10 +75,31 @@ impl Doorbells {
     }
 
     /// The doorbell of queue `qid`, which must exist.
-    pub(crate) fn doorbell(&self, qid: u16, is_cq: bool) -> Doorbell {
+    pub(crate) fn doorbell(self: &Arc<Self>, qid: u16, is_cq: bool) -> Doorbell {
+        Doorbell { word: NonNull::from(self.of(qid, is_cq)), _area: self.clone() }
+    }
+
+    fn of(&self, qid: u16, is_cq: bool) -> &AtomicU32 {
         assert!(qid <= self.queues);
-        let word = NonNull::from(self.word(doorbell_offset(qid, is_cq, DSTRD) - DOORBELLS));
-        Doorbell { word }
+        self.word(doorbell_offset(qid, is_cq, DSTRD) - DOORBELLS)
+    }
+
+    /// What the guest stored last into the doorbell of queue `qid`, which must exist.
+    pub(crate) fn load(&self, qid: u16, is_cq: bool) -> u32 {
+        self.of(qid, is_cq).load(Ordering::Acquire)
+    }
+
+    /// Stores into the doorbell of queue `qid`, which must exist: for a REGION_WRITE, and to forget a value.
+    pub(crate) fn store(&self, qid: u16, is_cq: bool, value: u32) {
+        self.of(qid, is_cq).store(value, Ordering::Release);
+    }
+
+    /// Forgets what was stored: the queues are gone.
+    pub(crate) fn clear(&self) {
+        for qid in 0..=self.queues {
+            self.store(qid, false, 0);
+            self.store(qid, true, 0);
+        }
     }
 
     /// Bytes of the area as REGION_READ sees them; what lies outside reads as zero.
@@ -105,29 +128,31 @@ impl Doorbells {
 
 impl Drop for Doorbells {
     fn drop(&mut self) {
-        // SAFETY: our own mapping; `Doorbell`s hold their area through the controller, which is gone.
+        // SAFETY: our own mapping, and nothing points into it: each `Doorbell` holds the area.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.size as usize) };
     }
 }
 
-/// One doorbell word. Valid while the [`Doorbells`] it came from lives: whoever keeps one keeps the
-/// controller's shared state as well.
-#[derive(Clone, Copy)]
+/// One doorbell word, and a hold on the area it lies in.
 pub(crate) struct Doorbell {
     word: NonNull<AtomicU32>,
+    _area: Arc<Doorbells>,
 }
 
 impl Doorbell {
     /// What the guest stored last. What it wrote to memory before is visible afterwards.
-    pub(crate) fn load(self) -> u32 {
-        // SAFETY: points into a live `Doorbells` mapping (type contract).
-        unsafe { self.word.as_ref() }.load(Ordering::Acquire)
+    pub(crate) fn load(&self) -> u32 {
+        self.word().load(Ordering::Acquire)
     }
 
-    /// Stores a value: on queue creation, and for a REGION_WRITE.
-    pub(crate) fn store(self, value: u32) {
-        // SAFETY: points into a live `Doorbells` mapping (type contract).
-        unsafe { self.word.as_ref() }.store(value, Ordering::Release);
+    /// Stores a value: on queue creation.
+    pub(crate) fn store(&self, value: u32) {
+        self.word().store(value, Ordering::Release);
+    }
+
+    fn word(&self) -> &AtomicU32 {
+        // SAFETY: points into the mapping of `_area`, which is alive; only ever accessed atomically.
+        unsafe { self.word.as_ref() }
     }
 }
 
@@ -139,7 +164,8 @@ mod tests {
     fn mapping_and_messages_are_one_truth() {
         let doorbells = Doorbells::new(128).unwrap();
         assert_eq!(doorbells.size(), 5 * 4096);
-        doorbells.doorbell(128, true).store(0x0102_0304);
+        doorbells.store(128, true, 0x0102_0304);
+        assert_eq!(doorbells.doorbell(128, true).load(), 0x0102_0304);
         let mut data = [0; 8];
         doorbells.read((128 * 2 + 1) * 64, &mut data);
         assert_eq!(data, [4, 3, 2, 1, 0, 0, 0, 0]);

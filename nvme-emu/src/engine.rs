@@ -1,34 +1,39 @@
 //! The I/O path of one worker: fetches commands, starts them, polls what is pending, posts completions.
 
+mod drain;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use block::{Abilities, Io, Op, Reactor, Submission};
+use block::{Abilities, ErrorKind, Flags, Io, Op, Reactor, Submission};
 use nvme_spec::command::Command;
 use nvme_spec::nvm::DsmRange;
 use nvme_spec::opcode::NvmOpcode;
+use nvme_spec::registers::{DOORBELLS, doorbell_offset};
 use nvme_spec::status::Status;
 use vfio_user_server::ratelimit::RateLimit;
 use vfio_user_server::{Access, Hint, RegionMask};
 use zerocopy::{FromZeros, IntoBytes};
 
+use self::drain::{Retirement, Stopping};
+use crate::doorbells::DSTRD;
 use crate::error_log::Failure;
 use crate::latch::Token;
-use crate::memory::{Memory, SlotGuard};
+use crate::memory::Memory;
 use crate::nvm::{self, OpenNamespace, Request};
 use crate::queue::{CompletionQueue, InvalidDoorbell, Shadow, SubmissionQueue, completion};
 use crate::shared::{DoorbellError, Message, Shared, count};
 use crate::slots::{Ended, Slots, Tag, Work};
 use crate::status::from_block;
+use crate::subsystem::{MAX_NAMESPACES, inactive_namespace};
 use crate::transfer::{self, Transfer, TransferError};
 use crate::worker::HOME;
 
 /// Commands taken from one queue in one turn, so that a full queue does not starve the others.
 const BATCH: u32 = 32;
 
-/// How long a stop waits for cancelled commands that a device or the kernel still holds: within CAP.TO.
-const GIVE_UP: Duration = Duration::from_secs(20);
+/// Bytes started in one turn, so that other controllers of the reactor get theirs.
+const BUDGET: usize = 8 << 20;
 
 /// The queues of one controller on one reactor, and what is in flight on them.
 pub(crate) struct Engine {
@@ -42,6 +47,8 @@ pub(crate) struct Engine {
     cqs: Vec<Option<CompletionQueue>>,
     /// Submission queues that there are, in the order they are served.
     order: Vec<u16>,
+    /// Completion queues that there are.
+    cq_order: Vec<u16>,
     /// How many of them are being deleted.
     deleting: usize,
     /// By namespace identifier less one. Empty until the first command or change.
@@ -55,22 +62,13 @@ pub(crate) struct Engine {
     stopping: Option<Stopping>,
     pub(crate) vectors: Vectors,
     hint: Hint,
-}
-
-/// Regions that left the DMA table while commands may hold them.
-struct Retirement {
-    regions: RegionMask,
-    /// Commands that were resolved in this generation or later do not hold them.
-    generation: u64,
-    deadline: Instant,
-    cancelled: bool,
-    _done: Token,
-}
-
-struct Stopping {
-    deadline: Instant,
-    cancelled: bool,
-    _done: Token,
+    bus_master: bool,
+    /// Bytes that may still be started in this turn.
+    budget: usize,
+    /// Where in `order` the turn begins.
+    first: usize,
+    /// Guest addresses of the Shadow Doorbell and EventIdx buffers.
+    shadow: Option<(u64, u64)>,
 }
 
 /// Interrupt vectors to signal at the end of a turn: each at most once.
@@ -102,6 +100,7 @@ impl Engine {
             sqs: (0..=shared.config.io_queues).map(|_| None).collect(),
             cqs: (0..=shared.config.io_queues).map(|_| None).collect(),
             order: Vec::new(),
+            cq_order: Vec::new(),
             deleting: 0,
             namespaces: Vec::new(),
             namespaces_open: false,
@@ -111,6 +110,10 @@ impl Engine {
             stopping: None,
             vectors: Vectors::default(),
             hint: Hint::default(),
+            bus_master: true,
+            budget: BUDGET,
+            first: 0,
+            shadow: None,
             shared,
             reactor,
         }
@@ -135,19 +138,6 @@ impl Engine {
         Some(removed)
     }
 
-    /// Regions left the table, and the worker has the new one: `done` is dropped when no command holds what
-    /// is gone. Commands that do at `deadline` are cancelled.
-    pub(crate) fn retire(&mut self, deadline: Instant, done: Token) {
-        let generation = self.memory.table().generation();
-        self.retirements.push(Retirement {
-            regions: self.gone,
-            generation,
-            deadline,
-            cancelled: false,
-            _done: done,
-        });
-    }
-
     pub(crate) fn set_page(&mut self, page: u64) {
         self.page = page;
     }
@@ -155,17 +145,24 @@ impl Engine {
     // ---- Queues ----
 
     pub(crate) fn create_cq(&mut self, qid: u16, iova: u64, entries: u32, vector: Option<u16>) {
-        let doorbell = self.shared.doorbells.doorbell(qid, true);
+        let doorbell = self.shared.doorbells().doorbell(qid, true);
         let mut cq = CompletionQueue::new(qid, iova, entries, vector, doorbell);
         let _ = cq.map(self.memory.table());
+        if let Some(shadow) = self.shadow_of(qid, true) {
+            cq.set_shadow(shadow, self.memory.table());
+        }
         self.cqs[usize::from(qid)] = Some(cq);
+        self.cq_order.push(qid);
         self.open_namespaces();
     }
 
     pub(crate) fn create_sq(&mut self, qid: u16, iova: u64, entries: u32, cqid: u16) {
-        let doorbell = self.shared.doorbells.doorbell(qid, false);
+        let doorbell = self.shared.doorbells().doorbell(qid, false);
         let mut sq = SubmissionQueue::new(qid, iova, entries, cqid, doorbell);
         let _ = sq.map(self.memory.table());
+        if let Some(shadow) = self.shadow_of(qid, false) {
+            sq.set_shadow(shadow, self.memory.table());
+        }
         self.sqs[usize::from(qid)] = Some(sq);
         self.order.push(qid);
     }
@@ -184,6 +181,7 @@ impl Engine {
     }
 
     pub(crate) fn delete_cq(&mut self, qid: u16) {
+        self.cq_order.retain(|other| *other != qid);
         if let Some(cq) = self.cqs[usize::from(qid)].take()
             && cq.asserts_intx
         {
@@ -191,19 +189,25 @@ impl Engine {
         }
     }
 
+    /// Queues read their doorbells from shadow buffers from now on, until the controller stops.
     pub(crate) fn use_shadow_doorbells(&mut self, doorbells: u64, events: u64) {
-        let stride = nvme_spec::registers::doorbell_stride(crate::doorbells::DSTRD);
-        let shadow = |qid: u16, is_cq: bool| {
-            let offset = (2 * u64::from(qid) + u64::from(is_cq)) * stride;
-            Shadow::new(doorbells.wrapping_add(offset), events.wrapping_add(offset))
-        };
-        let table = self.memory.table();
-        for sq in self.sqs.iter_mut().flatten() {
-            sq.set_shadow(shadow(sq.id, false), table);
+        self.shadow = Some((doorbells, events));
+        for qid in 0..self.sqs.len() as u16 {
+            let (for_sq, for_cq) = (self.shadow_of(qid, false), self.shadow_of(qid, true));
+            let table = self.memory.table();
+            if let (Some(sq), Some(shadow)) = (&mut self.sqs[usize::from(qid)], for_sq) {
+                sq.set_shadow(shadow, table);
+            }
+            if let (Some(cq), Some(shadow)) = (&mut self.cqs[usize::from(qid)], for_cq) {
+                cq.set_shadow(shadow, table);
+            }
         }
-        for cq in self.cqs.iter_mut().flatten() {
-            cq.set_shadow(shadow(cq.id, true), table);
-        }
+    }
+
+    fn shadow_of(&self, qid: u16, is_cq: bool) -> Option<Shadow> {
+        let (doorbells, events) = self.shadow?;
+        let offset = doorbell_offset(qid, is_cq, DSTRD) - DOORBELLS;
+        Some(Shadow::new(doorbells.wrapping_add(offset), events.wrapping_add(offset)))
     }
 
     /// Cancels a command; sets `found` if it is in flight. `done` is dropped when it has ended.
@@ -217,17 +221,6 @@ impl Engine {
                 return;
             }
         }
-    }
-
-    /// Removes all queues. Commands in flight get until `deadline` to end, then they are cancelled.
-    pub(crate) fn stop(&mut self, deadline: Instant, done: Token) {
-        self.order.clear();
-        self.deleting = 0;
-        self.sqs.fill_with(|| None);
-        for qid in 0..self.cqs.len() as u16 {
-            self.delete_cq(qid);
-        }
-        self.stopping = Some(Stopping { deadline, cancelled: false, _done: done });
     }
 
     /// A namespace came, went or changed: opens what the subsystem has now.
@@ -248,7 +241,9 @@ impl Engine {
     }
 
     fn open_namespace(&mut self, nsid: u32) {
-        let at = nsid as usize - 1;
+        let Some(at) = (nsid as usize).checked_sub(1).filter(|at| *at < MAX_NAMESPACES as usize) else {
+            return;
+        };
         if self.namespaces.len() <= at {
             self.namespaces.resize_with(at + 1, || None);
         }
@@ -259,7 +254,12 @@ impl Engine {
         });
     }
 
-    /// Channels to all namespaces that can be written, for a flush of all.
+    /// A tag for an `Io` that belongs to no slot.
+    pub(crate) fn own_tag(&self) -> u64 {
+        self.slots.io_tag(u32::MAX)
+    }
+
+    /// Channels to all namespaces, for a flush of all.
     pub(crate) fn channels(&mut self) -> Vec<std::rc::Rc<dyn block::Channel>> {
         self.open_namespaces();
         self.namespaces.iter().flatten().map(|namespace| namespace.channel.clone()).collect()
@@ -272,16 +272,31 @@ impl Engine {
     // ---- A turn ----
 
     /// Polls woken commands, then fetches and starts new ones. Returns whether there was anything.
-    pub(crate) fn turn(&mut self, fetch: bool) -> bool {
+    pub(crate) fn turn(&mut self, running: bool, bus_master: bool) -> bool {
+        self.set_bus_master(bus_master);
         let mut busy = self.poll_woken();
-        if fetch {
+        if running && bus_master && !self.order.is_empty() {
+            self.budget = BUDGET;
+            // Another queue is first in each turn: none can eat the budget every time.
+            self.first = (self.first + 1) % self.order.len();
             for at in 0..self.order.len() {
-                busy |= self.fetch(self.order[at]);
+                let qid = self.order[(self.first + at) % self.order.len()];
+                busy |= self.fetch(qid);
             }
         }
         self.drain();
         self.report_interrupts();
         busy
+    }
+
+    /// Without bus mastering nothing is posted.
+    fn set_bus_master(&mut self, on: bool) {
+        if self.bus_master != on {
+            self.bus_master = on;
+            for cq in self.cqs.iter_mut().flatten() {
+                cq.set_held(!on, self.memory.table());
+            }
+        }
     }
 
     fn poll_woken(&mut self) -> bool {
@@ -323,16 +338,20 @@ impl Engine {
         }
         let cqid = sq.cq;
         let Some(cq) = &mut self.cqs[usize::from(cqid)] else { return false };
+        if !cq.can_post() {
+            return false;
+        }
         let room = match cq.room(waiting) {
             Ok(room) => waiting.min(room),
             Err(InvalidDoorbell) => return self.invalid_doorbell(cqid),
         };
+        let mut started = false;
         for _ in 0..room {
             let (Some(sq), Some(cq)) = (&mut self.sqs[usize::from(qid)], &mut self.cqs[usize::from(cqid)])
             else {
                 break;
             };
-            if !self.slots.has_room() {
+            if !self.slots.has_room() || self.budget == 0 {
                 break;
             }
             let Ok(command) = sq.fetch(self.memory.table()) else {
@@ -344,8 +363,9 @@ impl Engine {
             sq.in_flight += 1;
             self.slots.get(slot).tag = Tag { sq: qid, cid: command.cid(), ..Tag::default() };
             self.start(slot, &command);
+            started = true;
         }
-        room > 0
+        started
     }
 
     fn invalid_doorbell(&self, qid: u16) -> bool {
@@ -375,14 +395,15 @@ impl Engine {
         if nsid == u32::MAX && command.nvm_opcode() == NvmOpcode::FLUSH {
             // Flush broadcast: VWC says that it is supported (Base 7.1).
             let tag = self.slots.io_tag(slot);
-            return Ok(Some(Work::Many(Box::pin(nvm::flush_all(self.channels(), tag)))));
+            let guard = self.slots.get(slot).hold(self.memory.snapshot());
+            return Ok(Some(Work::Many(Box::pin(nvm::flush_all(self.channels(), tag, Some(guard))))));
         }
         let io_tag = self.slots.io_tag(slot);
         let namespace = (nsid as usize)
             .checked_sub(1)
             .and_then(|at| self.namespaces.get(at))
             .and_then(Option::as_ref)
-            .ok_or(TransferError::from(Status::INVALID_NAMESPACE_OR_FORMAT))?;
+            .ok_or(TransferError::from(inactive_namespace(nsid)))?;
         let most = self.shared.config.max_transfer as usize;
         let request = nvm::decode(command, namespace, most).map_err(TransferError::from)?;
         let record = self.slots.get(slot);
@@ -400,7 +421,10 @@ impl Engine {
                 self.complete(slot, Status::SUCCESS, 0, nsid);
                 return Ok(None);
             }
-            Request::Flush => Io::new(Op::Flush, 0, 0, Vec::new(), None, io_tag),
+            Request::Flush => {
+                let guard = record.hold(self.memory.snapshot());
+                Io::new(Op::Flush, 0, 0, Vec::new(), Some(guard), io_tag)
+            }
             Request::Deallocate { ranges: n } => {
                 let mut ranges = vec![DsmRange::new_zeroed(); n];
                 resolve(record, hint, n * size_of::<DsmRange>(), Access::Read)?;
@@ -409,26 +433,32 @@ impl Engine {
                 nvm::check_ranges(&ranges, &namespace.info).map_err(TransferError::from)?;
                 let can_discard = namespace.info.abilities.contains(Abilities::DISCARD);
                 let channel = namespace.channel.clone();
-                return Ok(Some(Work::Many(Box::pin(nvm::deallocate(channel, can_discard, ranges, io_tag)))));
+                let guard = record.hold(self.memory.snapshot());
+                return Ok(Some(Work::Many(Box::pin(nvm::deallocate(
+                    channel,
+                    can_discard,
+                    ranges,
+                    io_tag,
+                    guard,
+                )))));
             }
             Request::Blocks { op, flags, lba, blocks, bytes } => {
-                let mut guard = None;
                 if op != Op::WriteZeroes {
                     let access = if op == Op::Read { Access::Write } else { Access::Read };
                     resolve(record, hint, bytes, access)?;
-                    let snapshot = self.memory.snapshot();
-                    let held = record.guard.take().filter(|guard| guard.is_of(snapshot) && guard.is_free());
-                    let held = record.guard.insert(held.unwrap_or_else(|| SlotGuard::new(snapshot)));
-                    guard = Some(held.hold());
+                    self.budget = self.budget.saturating_sub(bytes);
                 }
+                let guard = record.hold(self.memory.snapshot());
                 match op {
                     Op::Read => record.tag.read = bytes as u32,
                     Op::Write => record.tag.written = bytes as u32,
                     _ => {}
                 }
+                let through = op != Op::Read && self.shared.write_through.load(Ordering::Relaxed);
+                let flags = if through { flags | Flags::FUA } else { flags };
                 let segments =
                     if op == Op::WriteZeroes { Vec::new() } else { std::mem::take(&mut record.storage) };
-                Io::new(op, lba, blocks, segments, guard, io_tag).with_flags(flags)
+                Io::new(op, lba, blocks, segments, Some(guard), io_tag).with_flags(flags)
             }
         };
         match namespace.channel.submit(io) {
@@ -458,7 +488,9 @@ impl Engine {
                 Status::SUCCESS
             }
             Err(error) => {
-                count(&counters.media_errors, 1);
+                if matches!(error.kind(), ErrorKind::UnrecoveredRead | ErrorKind::WriteFault) {
+                    count(&counters.media_errors, 1);
+                }
                 static LIMIT: RateLimit = RateLimit::new();
                 if let Some(suppressed) = LIMIT.check() {
                     tracing::warn!(suppressed, controller = self.shared.cntlid, nsid = tag.nsid, %error, "I/O failed");
@@ -486,96 +518,11 @@ impl Engine {
         }
     }
 
-    /// What waits for commands to end: cancellation, retired memory, deleted queues, a stop.
-    fn drain(&mut self) {
-        self.end_lost();
-        if self.slots.draining() > 0 {
-            for slot in self.slots.indices() {
-                if let Some(status) = self.slots.drained(slot) {
-                    let nsid = self.slots.get(slot).tag.nsid;
-                    self.complete(slot, status, 0, nsid);
-                }
-            }
-        }
-        if !self.retirements.is_empty() {
-            self.drain_retirements();
-        }
-        if self.deleting > 0 {
-            self.drain_deleted_queues();
-        }
-        if let Some(stopping) = &mut self.stopping {
-            let now = Instant::now();
-            if self.slots.in_flight() == 0 {
-                self.stopping = None;
-            } else if !stopping.cancelled && now >= stopping.deadline {
-                stopping.cancelled = true;
-                for slot in self.slots.indices() {
-                    self.slots.cancel(slot, Status::COMMAND_ABORT_REQUESTED);
-                }
-            } else if now >= stopping.deadline + GIVE_UP {
-                tracing::error!(
-                    controller = self.shared.cntlid,
-                    commands = self.slots.in_flight(),
-                    "a device does not give commands back; the reset goes on without them"
-                );
-                self.slots.disown();
-                self.stopping = None;
-            }
-        }
-    }
-
-    fn drain_deleted_queues(&mut self) {
-        for sq in &mut self.sqs {
-            if sq.as_ref().is_some_and(|sq| sq.deleting.is_some() && sq.in_flight == 0) {
-                *sq = None;
-                self.deleting -= 1;
-            }
-        }
-        let sqs = &self.sqs;
-        self.order.retain(|qid| sqs[usize::from(*qid)].is_some());
-    }
-
-    fn drain_retirements(&mut self) {
-        let now = Instant::now();
-        let Self { retirements, slots, .. } = self;
-        retirements.retain_mut(|retirement| {
-            let mut held = false;
-            let cancel = !retirement.cancelled && now >= retirement.deadline;
-            for slot in slots.indices() {
-                let tag = slots.get(slot).tag;
-                let holds = tag.generation < retirement.generation && tag.regions & retirement.regions != 0;
-                if slots.is_busy(slot) && holds {
-                    held = true;
-                    if cancel {
-                        slots.cancel(slot, Status::DATA_TRANSFER_ERROR);
-                    }
-                }
-            }
-            // One more turn after the cancellation; what the kernel holds even then is cut off by the server.
-            let over = retirement.cancelled;
-            retirement.cancelled |= cancel;
-            held && !over
-        });
-        if self.retirements.is_empty() {
-            self.gone = 0;
-        }
-    }
-
-    /// Ends commands whose `Io` a device lost: a defect of the device, which the guest must not wait for.
-    fn end_lost(&mut self) {
-        for tag in block::io::take_lost(self.slots.owner()) {
-            let slot = tag as u32;
-            if self.slots.indices().contains(&slot) && self.slots.is_working(slot) {
-                tracing::error!(slot, "a device dropped an I/O without completing it");
-                self.slots.cancel(slot, Status::INTERNAL_ERROR);
-            }
-        }
-    }
-
     /// Interrupts for the entries posted in this turn: each vector once, or the INTx level.
     fn report_interrupts(&mut self) {
         let msix = self.shared.host.interrupts.msix_enabled();
-        for cq in self.cqs.iter_mut().flatten() {
+        for qid in &self.cq_order {
+            let Some(cq) = &mut self.cqs[usize::from(*qid)] else { continue };
             let Some(vector) = cq.vector else { continue };
             if msix {
                 if std::mem::take(&mut cq.dirty) {

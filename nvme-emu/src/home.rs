@@ -1,14 +1,18 @@
 //! The home worker's part: bringing the controller up and down as its registers ask, and the admin queue.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use nvme_spec::command::Command;
 use nvme_spec::status::Status;
+use vfio_user_server::ratelimit::RateLimit;
 use vfio_user_server::{DmaFault, Hint};
 
 use crate::admin::{Admin, Answer, Ask, Change, To};
+use crate::doorbells::Doorbells;
 use crate::engine::Engine;
 use crate::error_log::Failure;
 use crate::latch::{Latch, Token, latch};
@@ -16,7 +20,6 @@ use crate::nvm;
 use crate::queue::{CompletionQueue, InvalidDoorbell, SubmissionQueue, completion};
 use crate::registers::{Enabled, Registers};
 use crate::shared::{DoorbellError, Message};
-use crate::slots::{Ended, Slots, Work};
 
 /// How long commands in flight may take to end in a reset before they are cancelled.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
@@ -24,12 +27,19 @@ const STOP_GRACE: Duration = Duration::from_millis(1500);
 /// Admin commands taken in one turn.
 const BATCH: u32 = 8;
 
+/// For what a guest can provoke.
+static LIMIT: RateLimit = RateLimit::new();
+
 /// What only the home worker has.
 pub(crate) struct Home {
     phase: Phase,
     /// Resets asked for through the function, not the registers: released when the controller is down.
     resets: Vec<Token>,
+    /// One of them because the client is gone.
+    detached: bool,
     shutdown: Shutdown,
+    /// Look again whether a shutdown is wanted.
+    look_again: bool,
     /// The next doorbell to look at for stray stores.
     scan: u16,
 }
@@ -42,13 +52,14 @@ enum Phase {
 
 enum Shutdown {
     None,
-    /// Flushing, in this slot of its own.
-    Flushing(Box<Slots>),
+    /// Making all namespaces durable.
+    Flushing(Pin<Box<dyn Future<Output = Result<(), block::Error>>>>),
 }
 
 /// The controller while it is enabled.
 struct Up {
     enabled: Enabled,
+    doorbells: Arc<Doorbells>,
     sq: SubmissionQueue,
     cq: CompletionQueue,
     admin: Admin,
@@ -66,11 +77,19 @@ struct Waiting {
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self { phase: Phase::Off, resets: Vec::new(), shutdown: Shutdown::None, scan: 0 }
+        Self {
+            phase: Phase::Off,
+            resets: Vec::new(),
+            detached: false,
+            shutdown: Shutdown::None,
+            look_again: false,
+            scan: 0,
+        }
     }
 
     /// The function was reset from outside.
-    pub(crate) fn reset(&mut self, done: Token) {
+    pub(crate) fn reset(&mut self, detach: bool, done: Token) {
+        self.detached |= detach;
         self.resets.push(done);
     }
 
@@ -119,7 +138,7 @@ impl Home {
     fn follow_registers(&mut self, engine: &mut Engine, changed: bool) -> bool {
         match &mut self.phase {
             Phase::Off if changed => {
-                self.resets.clear(); // nothing to stop
+                self.finish_resets(engine);
                 let wanted = engine.shared.registers().wanted();
                 match wanted {
                     Some(wanted) => self.enable(engine, wanted),
@@ -137,7 +156,10 @@ impl Home {
             Phase::Stopping(latch) if latch.is_released() => {
                 self.phase = Phase::Off;
                 engine.shared.registers().set_stopped();
-                self.resets.clear();
+                // A shutdown of the time before is of no interest any more; one asked for since is.
+                self.shutdown = Shutdown::None;
+                self.look_again = true;
+                self.finish_resets(engine);
                 tracing::debug!(controller = engine.shared.cntlid, "controller is down");
                 // The host may have enabled it again meanwhile.
                 self.follow_registers(engine, true)
@@ -146,7 +168,14 @@ impl Home {
         }
     }
 
+    /// The controller is down.
+    fn finish_resets(&mut self, engine: &Engine) {
+        engine.shared.clear_doorbells(std::mem::take(&mut self.detached));
+        self.resets.clear();
+    }
+
     fn enable(&mut self, engine: &mut Engine, wanted: Enabled) {
+        engine.shared.write_through.store(false, Ordering::Relaxed);
         // What was mapped before CC was written must be there.
         let _ = engine.refresh_memory();
         match Up::new(engine, wanted) {
@@ -158,7 +187,10 @@ impl Home {
                 tracing::debug!(controller = engine.shared.cntlid, "controller is ready");
             }
             Err(reason) => {
-                tracing::warn!(controller = engine.shared.cntlid, %reason, "the host cannot enable the controller");
+                if let Some(suppressed) = LIMIT.check() {
+                    let controller = engine.shared.cntlid;
+                    tracing::warn!(suppressed, controller, %reason, "the host cannot enable the controller");
+                }
                 engine.shared.registers().set_fatal();
             }
         }
@@ -176,29 +208,27 @@ impl Home {
 
     /// CC.SHN: makes all namespaces durable, then says so.
     fn follow_shutdown(&mut self, engine: &mut Engine, changed: bool) -> bool {
-        if changed && matches!(self.shutdown, Shutdown::None) && engine.shared.registers().shutdown_wanted() {
-            let mut slots = Slots::new(engine.reactor.unparker(), engine.memory.snapshot().clone());
-            if slots.has_room()
-                && let Some(slot) = slots.take()
-            {
-                let tag = slots.io_tag(slot);
-                slots.set_work(slot, Work::Many(Box::pin(nvm::flush_all(engine.channels(), tag))));
-            }
+        let look = changed || std::mem::take(&mut self.look_again);
+        let idle = matches!(self.shutdown, Shutdown::None) && !matches!(self.phase, Phase::Stopping(_));
+        if look && idle && engine.shared.registers().shutdown_wanted() {
             engine.shared.registers().begin_shutdown();
-            self.shutdown = Shutdown::Flushing(Box::new(slots));
+            let tag = engine.own_tag();
+            self.shutdown = Shutdown::Flushing(Box::pin(nvm::flush_all(engine.channels(), tag, None)));
         }
-        let Shutdown::Flushing(slots) = &mut self.shutdown else { return false };
-        // The only slot; polled each turn, which is rare enough.
-        match slots.poll(0) {
-            Some(Ended::Many(Err(error))) => {
-                tracing::error!(controller = engine.shared.cntlid, %error, "flush at shutdown failed");
-            }
-            Some(_) => {}
-            None if slots.in_flight() > 0 => return false,
-            None => {}
+        let Shutdown::Flushing(flush) = &mut self.shutdown else { return false };
+        // Polled in each turn; the reactor does not sleep meanwhile.
+        let Poll::Ready(result) = flush.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            return false;
+        };
+        let is_durable = result.is_ok();
+        if let Err(error) = result
+            && let Some(suppressed) = LIMIT.check()
+        {
+            tracing::error!(suppressed, controller = engine.shared.cntlid, %error, "flush at shutdown failed");
         }
         self.shutdown = Shutdown::None;
-        engine.shared.registers().finish_shutdown();
+        self.look_again = true;
+        engine.shared.registers().finish_shutdown(is_durable);
         true
     }
 }
@@ -206,7 +236,7 @@ impl Home {
 impl Up {
     fn new(engine: &Engine, enabled: Enabled) -> Result<Self, String> {
         Registers::check(&enabled).map_err(str::to_owned)?;
-        let doorbells = &engine.shared.doorbells;
+        let doorbells = engine.shared.doorbells();
         let asqs = u32::from(enabled.aqa.asqs_z()) + 1;
         let acqs = u32::from(enabled.aqa.acqs_z()) + 1;
         let mut sq = SubmissionQueue::new(0, enabled.asq, asqs, 0, doorbells.doorbell(0, false));
@@ -215,7 +245,7 @@ impl Up {
         sq.map(table).map_err(|fault: DmaFault| format!("admin submission queue: {fault}"))?;
         cq.map(table).map_err(|fault: DmaFault| format!("admin completion queue: {fault}"))?;
         let admin = Admin::new(engine.shared.clone(), 4096 << enabled.cc.mps(), enabled.cc);
-        Ok(Self { enabled, sq, cq, admin, waiting: Vec::new() })
+        Ok(Self { enabled, doorbells, sq, cq, admin, waiting: Vec::new() })
     }
 
     fn page(&self) -> u64 {
@@ -250,7 +280,7 @@ impl Up {
     }
 
     fn fetch(&mut self, engine: &mut Engine) -> bool {
-        if !self.sq.ring.is_mapped() {
+        if !self.sq.ring.is_mapped() || !self.cq.can_post() {
             return false;
         }
         let waiting = match self.sq.poll_tail() {
@@ -305,6 +335,11 @@ impl Up {
         while let Some(at) = self.waiting.iter().position(|waiting| waiting.latch.is_released()) {
             let Waiting { cid, change, found, .. } = self.waiting.swap_remove(at);
             self.admin.queues.finished(change);
+            match change {
+                Change::None => {}
+                Change::SqDeleted(qid) => self.doorbells.store(qid, false, 0),
+                Change::CqDeleted(qid) => self.doorbells.store(qid, true, 0),
+            }
             // Abort: dword 0 bit 0 says that the command was not aborted (Base 5.1.1).
             let missed = found.is_some_and(|found| !found.load(Ordering::Acquire));
             self.answer(engine, cid, Status::SUCCESS, u32::from(missed));
@@ -322,7 +357,8 @@ impl Up {
     }
 
     fn post_events(&mut self, engine: &Engine) {
-        while self.admin.events.has_next() && self.cq.room(1).is_ok_and(|room| room > 0) {
+        while self.admin.events.has_next() && self.cq.can_post() && self.cq.room(1).is_ok_and(|room| room > 0)
+        {
             let Some((cid, status, result)) = self.admin.events.next() else { return };
             self.cq.reserve();
             self.cq.post(completion(0, self.sq.head(), cid, status, result), engine.memory.table());
@@ -346,12 +382,10 @@ impl Up {
     fn scan_doorbell(&mut self, engine: &Engine, at: u16) -> u16 {
         let count = 2 * (engine.shared.config.io_queues + 1);
         let (qid, is_cq) = (at / 2, at % 2 == 1);
-        if qid != 0 && !self.admin.queues.exists(qid, is_cq) {
-            let doorbell = engine.shared.doorbells.doorbell(qid, is_cq);
-            if doorbell.load() != 0 {
-                doorbell.store(0);
-                self.invalid_doorbell(engine, DoorbellError::Register);
-            }
+        let is_unused = qid != 0 && !self.admin.queues.exists(qid, is_cq);
+        if is_unused && self.doorbells.load(qid, is_cq) != 0 {
+            self.doorbells.store(qid, is_cq, 0);
+            self.invalid_doorbell(engine, DoorbellError::Register);
         }
         (at + 1) % count
     }

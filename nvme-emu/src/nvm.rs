@@ -1,5 +1,6 @@
 //! NVM commands (NVM 3.2): from a fetched command to an `Io`, or a status.
 
+use block::io::Guard;
 use block::{Abilities, Channel, Error, Flags, Info, Io, Op, Submission};
 use nvme_spec::command::{Command, Fuse};
 use nvme_spec::nvm::{DsmCdw10, DsmCdw11, DsmRange, IoCdw12};
@@ -107,21 +108,26 @@ pub(crate) async fn deallocate(
     can_discard: bool,
     ranges: Vec<DsmRange>,
     tag: u64,
+    guard: Guard,
 ) -> Result<(), Error> {
     for range in ranges {
         let (lba, blocks) = (range.slba.get(), u64::from(range.nlb.get()));
         if blocks > 0 && can_discard {
-            run(&*channel, Io::new(Op::Discard, lba, blocks, Vec::new(), None, tag)).await?;
+            run(&*channel, Io::new(Op::Discard, lba, blocks, Vec::new(), Some(guard.clone()), tag)).await?;
         }
     }
     Ok(())
 }
 
 /// Makes several namespaces durable, one after the other.
-pub(crate) async fn flush_all(channels: Vec<Rc<dyn Channel>>, tag: u64) -> Result<(), Error> {
+pub(crate) async fn flush_all(
+    channels: Vec<Rc<dyn Channel>>,
+    tag: u64,
+    guard: Option<Guard>,
+) -> Result<(), Error> {
     let mut first_error = Ok(());
     for channel in channels {
-        let flushed = run(&*channel, Io::new(Op::Flush, 0, 0, Vec::new(), None, tag)).await;
+        let flushed = run(&*channel, Io::new(Op::Flush, 0, 0, Vec::new(), guard.clone(), tag)).await;
         if first_error.is_ok() {
             first_error = flushed;
         }

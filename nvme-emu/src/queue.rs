@@ -252,8 +252,10 @@ pub(crate) struct CompletionQueue {
     pub(crate) dirty: bool,
     /// It holds the INTx pin up.
     pub(crate) asserts_intx: bool,
-    /// Completions that found the ring's memory gone: posted when it is back.
+    /// Completions that found the ring's memory gone or bus mastering off: posted when they can be. They count
+    /// as used, and nothing is fetched meanwhile, so they find room.
     parked: Vec<Completion>,
+    held: bool,
 }
 
 impl CompletionQueue {
@@ -273,6 +275,7 @@ impl CompletionQueue {
             dirty: false,
             asserts_intx: false,
             parked: Vec::new(),
+            held: false,
         }
     }
 
@@ -282,10 +285,27 @@ impl CompletionQueue {
             shadow.map(table);
         }
         self.ring.map(table)?;
-        for completion in std::mem::take(&mut self.parked) {
-            self.write(completion, table);
-        }
+        self.post_parked(table);
         Ok(())
+    }
+
+    /// Posts nothing while `held`: bus mastering is off.
+    pub(crate) fn set_held(&mut self, held: bool, table: &DmaTable) {
+        self.held = held;
+        self.post_parked(table);
+    }
+
+    /// Whether completions reach the guest now.
+    pub(crate) fn can_post(&self) -> bool {
+        self.ring.is_mapped() && !self.held
+    }
+
+    fn post_parked(&mut self, table: &DmaTable) {
+        if self.can_post() {
+            for completion in std::mem::take(&mut self.parked) {
+                self.write(completion, table);
+            }
+        }
     }
 
     /// Reads the head from a shadow buffer from now on. The buffer starts with what the doorbell says.
@@ -309,7 +329,7 @@ impl CompletionQueue {
     }
 
     fn room_by_known_head(&self) -> u32 {
-        (self.ring.entries - 1).saturating_sub(self.used() + self.reserved)
+        (self.ring.entries - 1).saturating_sub(self.used() + self.reserved + self.parked.len() as u32)
     }
 
     fn used(&self) -> u32 {
@@ -354,10 +374,10 @@ impl CompletionQueue {
     /// Posts a completion into its reserved slot.
     pub(crate) fn post(&mut self, completion: Completion, table: &DmaTable) {
         self.reserved = self.reserved.saturating_sub(1);
-        if self.ring.is_mapped() {
+        if self.can_post() {
             self.write(completion, table);
         } else {
-            self.parked.push(completion); // bounded by the reservation
+            self.parked.push(completion);
         }
     }
 

@@ -15,16 +15,14 @@ const MPS_MAX: u8 = 4;
 const TIMEOUT: u8 = 60;
 
 /// What a register write asks the controller to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// Nothing.
-    None,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effects {
     /// CC changed: the home worker looks.
-    Configuration,
+    pub(crate) configuration: bool,
     /// The interrupt mask changed.
-    InterruptMask,
+    pub(crate) interrupt_mask: bool,
     /// NSSR: every controller of the subsystem resets.
-    SubsystemReset,
+    pub(crate) subsystem_reset: bool,
 }
 
 /// The settings that a controller runs with from CC.EN = 1 on.
@@ -93,8 +91,8 @@ impl Registers {
 
     /// Writes any bytes below the doorbells: each dword touched is written once, with the bytes not given
     /// kept (or zero where writing ones acts).
-    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-        let mut effect = Effect::None;
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Effects {
+        let mut effects = Effects::default();
         let end = offset.saturating_add(data.len() as u64);
         let mut dword = offset & !3;
         while dword < end {
@@ -107,16 +105,13 @@ impl Registers {
                     *byte = *given;
                 }
             }
-            let this = self.write_dword(dword, u32::from_le_bytes(bytes));
-            if this != Effect::None {
-                effect = this;
-            }
+            self.write_dword(dword, u32::from_le_bytes(bytes), &mut effects);
             dword += 4;
         }
-        effect
+        effects
     }
 
-    fn write_dword(&mut self, offset: u64, value: u32) -> Effect {
+    fn write_dword(&mut self, offset: u64, value: u32, effects: &mut Effects) {
         let low = |old: u64| (old & !0xFFFF_FFFF) | u64::from(value & 0xFFFF_F000);
         let high = |old: u64| (old & 0xFFFF_FFFF) | u64::from(value) << 32;
         // The admin queue's place is fixed while the controller is enabled (Base 3.1.3.8 to 3.1.3.10).
@@ -124,11 +119,11 @@ impl Registers {
         match offset {
             INTMS => {
                 self.intms |= value;
-                return Effect::InterruptMask;
+                effects.interrupt_mask = true;
             }
             INTMC => {
                 self.intms &= !value;
-                return Effect::InterruptMask;
+                effects.interrupt_mask = true;
             }
             CC => {
                 let new = Cc::from_bits(value);
@@ -140,10 +135,10 @@ impl Registers {
                     }
                 }
                 self.cc = new;
-                return Effect::Configuration;
+                effects.configuration = true;
             }
             CSTS if Csts::from_bits(value).nssro() => self.csts.set_nssro(false),
-            NSSR if value == NSSR_MAGIC => return Effect::SubsystemReset,
+            NSSR if value == NSSR_MAGIC => effects.subsystem_reset = true,
             AQA if !fixed => self.aqa = Aqa::from_bits(value & 0x0FFF_0FFF),
             ASQ if !fixed => self.asq = low(self.asq),
             0x2C if !fixed => self.asq = high(self.asq),
@@ -151,7 +146,6 @@ impl Registers {
             0x34 if !fixed => self.acq = high(self.acq),
             _ => {}
         }
-        Effect::None
     }
 
     /// The interrupt mask of INTMS.
@@ -229,10 +223,15 @@ impl Registers {
         self.csts.set_shst(ShutdownStatus::OCCURRING);
     }
 
-    /// A shutdown is complete, unless a reset overtook it.
-    pub(crate) fn finish_shutdown(&mut self) {
+    /// A shutdown is over, unless a reset overtook it: complete if everything is durable, else it ends in a
+    /// fatal status, the only one there is for it.
+    pub(crate) fn finish_shutdown(&mut self, is_durable: bool) {
         if self.csts.shst() == ShutdownStatus::OCCURRING {
-            self.csts.set_shst(ShutdownStatus::COMPLETE);
+            if is_durable {
+                self.csts.set_shst(ShutdownStatus::COMPLETE);
+            } else {
+                self.csts.set_cfs(true);
+            }
         }
     }
 
@@ -292,7 +291,7 @@ mod tests {
     #[test]
     fn bytes_of_cc_keep_their_neighbours() {
         let mut registers = Registers::new(1024);
-        assert_eq!(registers.write(CC + 2, &[0x46, 0]), Effect::Configuration);
+        assert!(registers.write(CC + 2, &[0x46, 0]).configuration);
         registers.write(CC, &[1]);
         assert_eq!(registers.wanted().unwrap().cc.into_bits(), 0x0046_0001);
     }
@@ -305,6 +304,13 @@ mod tests {
         registers.write(CC, &0u32.to_le_bytes());
         registers.write(CC, &1u32.to_le_bytes());
         assert_ne!(registers.wanted().unwrap().resets, first);
+    }
+
+    #[test]
+    fn a_wide_write_has_all_its_effects() {
+        let mut registers = Registers::new(1024);
+        let effects = registers.write(INTMC, &[0; 8]);
+        assert!(effects.interrupt_mask && effects.configuration);
     }
 
     #[test]
@@ -343,8 +349,8 @@ mod tests {
     #[test]
     fn subsystem_reset_needs_the_word() {
         let mut registers = Registers::new(1024);
-        assert_eq!(registers.write(NSSR, &1u32.to_le_bytes()), Effect::None);
-        assert_eq!(registers.write(NSSR, &NSSR_MAGIC.to_le_bytes()), Effect::SubsystemReset);
+        assert_eq!(registers.write(NSSR, &1u32.to_le_bytes()), Effects::default());
+        assert!(registers.write(NSSR, &NSSR_MAGIC.to_le_bytes()).subsystem_reset);
         registers.subsystem_reset();
         assert!(Csts::from_bits(u32::from_le_bytes(read(&registers, CSTS))).nssro());
         registers.write(CSTS, &0x10u32.to_le_bytes());

@@ -22,13 +22,15 @@ pub(crate) struct Shared {
     pub(crate) subsystem: Arc<Subsystem>,
     pub(crate) config: ControllerConfig,
     pub(crate) cntlid: u16,
-    pub(crate) doorbells: Doorbells,
+    doorbells: Mutex<Arc<Doorbells>>,
     pub(crate) ports: Vec<Port>,
     pub(crate) errors: Mutex<ErrorLog>,
     pub(crate) started: Instant,
     registers: Mutex<Registers>,
     /// Set while queues may be polled.
     running: AtomicBool,
+    /// Feature 06h with WCE = 0: every write is durable before it completes.
+    pub(crate) write_through: AtomicBool,
     /// Whether this client was told that it does not share its memory.
     told_not_shared: AtomicBool,
     /// Completion queues that hold the INTx pin up.
@@ -38,10 +40,19 @@ pub(crate) struct Shared {
 /// A worker's mailbox and counters.
 #[derive(Default)]
 pub(crate) struct Port {
-    mail: Mutex<VecDeque<Message>>,
+    mail: Mutex<Mail>,
     has_mail: AtomicBool,
+    /// Home: CC changed. Apart from the mail, since a guest can write CC without end.
+    configuration: AtomicBool,
     pub(crate) unparker: OnceLock<Unparker>,
     pub(crate) counters: Counters,
+}
+
+#[derive(Default)]
+struct Mail {
+    messages: VecDeque<Message>,
+    /// The worker is gone: messages, and the tokens in them, are dropped.
+    closed: bool,
 }
 
 /// What one worker counts. Written by it alone.
@@ -61,10 +72,9 @@ pub(crate) fn count(counter: &AtomicU64, n: u64) {
 
 /// A message to a worker.
 pub(crate) enum Message {
-    /// Home: CC changed.
-    Configuration,
-    /// Home: the registers were set to power-on; drop the token when the controller is down.
-    Reset(Token),
+    /// Home: the registers were set to power-on; drop the token when the controller is down. `detach`: the
+    /// client is gone.
+    Reset { detach: bool, done: Token },
     /// Regions left the DMA table.
     Retire { deadline: Instant, done: Token },
     /// A namespace came, went or changed.
@@ -107,18 +117,19 @@ impl Shared {
         subsystem: Arc<Subsystem>,
         config: ControllerConfig,
         cntlid: u16,
-        doorbells: Doorbells,
+        doorbells: Arc<Doorbells>,
     ) -> Self {
         Self {
             host,
             subsystem,
             cntlid,
-            doorbells,
+            doorbells: Mutex::new(doorbells),
             ports: (0..config.workers).map(|_| Port::default()).collect(),
             errors: Mutex::default(),
             started: Instant::now(),
             registers: Mutex::new(Registers::new(config.queue_entries)),
             running: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
             told_not_shared: AtomicBool::new(false),
             intx: AtomicUsize::new(0),
             config,
@@ -131,6 +142,24 @@ impl Shared {
 
     pub(crate) fn errors(&self) -> MutexGuard<'_, ErrorLog> {
         self.errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The doorbells that the client of now can map.
+    pub(crate) fn doorbells(&self) -> Arc<Doorbells> {
+        self.doorbells.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Forgets what was stored into doorbells. `fresh`: gives the next client an area of its own, for the last
+    /// one may keep its mapping.
+    pub(crate) fn clear_doorbells(&self, fresh: bool) {
+        let mut doorbells = self.doorbells.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if fresh {
+            match Doorbells::new(self.config.io_queues) {
+                Ok(area) => *doorbells = area,
+                Err(error) => tracing::warn!(controller = self.cntlid, %error, "no new doorbell area"),
+            }
+        }
+        doorbells.clear();
     }
 
     /// Whether queues may be polled.
@@ -169,16 +198,23 @@ impl Shared {
     /// Puts a message into a worker's mailbox and wakes its reactor.
     pub(crate) fn send(&self, worker: usize, message: Message) {
         let Some(port) = self.ports.get(worker) else { return };
-        let mut mail = port.mail.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut mail = port.mail();
         // The only message that a guest can send without waiting for an answer must not pile up.
-        if mail.len() > 64 && matches!(message, Message::InvalidDoorbell(_)) {
+        let flood = mail.messages.len() > 64 && matches!(message, Message::InvalidDoorbell(_));
+        if flood || mail.closed {
             return;
         }
-        mail.push_back(message);
+        mail.messages.push_back(message);
         drop(mail);
         port.has_mail.store(true, Ordering::Release);
-        if let Some(unparker) = port.unparker.get() {
-            unparker.unpark();
+        port.wake();
+    }
+
+    /// Tells the home worker to look at the registers.
+    pub(crate) fn configuration_changed(&self) {
+        if let Some(home) = self.ports.first() {
+            home.configuration.store(true, Ordering::Release);
+            home.wake();
         }
     }
 
@@ -191,9 +227,7 @@ impl Shared {
 
     /// Wakes all reactors: a doorbell was written by message.
     pub(crate) fn wake_all(&self) {
-        for unparker in self.ports.iter().filter_map(|port| port.unparker.get()) {
-            unparker.unpark();
-        }
+        self.ports.iter().for_each(Port::wake);
     }
 
     /// A completion queue starts (`true`) or stops holding the INTx pin up.
@@ -216,14 +250,41 @@ impl Shared {
 }
 
 impl Port {
-    /// Takes the oldest message. One relaxed load when there is none.
-    pub(crate) fn take(&self) -> Option<Message> {
-        if !self.has_mail.load(Ordering::Acquire) {
-            return None;
+    fn wake(&self) {
+        if let Some(unparker) = self.unparker.get() {
+            unparker.unpark();
         }
-        let mut mail = self.mail.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let message = mail.pop_front();
-        if mail.is_empty() {
+    }
+
+    /// Whether CC changed since the last call.
+    pub(crate) fn take_configuration(&self) -> bool {
+        self.configuration.load(Ordering::Relaxed) && self.configuration.swap(false, Ordering::AcqRel)
+    }
+
+    /// How many messages there are. One load when there is none.
+    pub(crate) fn waiting(&self) -> usize {
+        if self.has_mail.load(Ordering::Acquire) { self.mail().messages.len() } else { 0 }
+    }
+
+    /// Drops what waits and what will come.
+    pub(crate) fn close(&self) {
+        let messages = {
+            let mut mail = self.mail();
+            mail.closed = true;
+            std::mem::take(&mut mail.messages)
+        };
+        drop(messages); // outside of the lock: tokens wake tasks
+    }
+
+    fn mail(&self) -> MutexGuard<'_, Mail> {
+        self.mail.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Takes the oldest message.
+    pub(crate) fn take(&self) -> Option<Message> {
+        let mut mail = self.mail();
+        let message = mail.messages.pop_front();
+        if mail.messages.is_empty() {
             self.has_mail.store(false, Ordering::Release);
         }
         message

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use block::io::Guard;
 use block::reactor::Unparker;
 use block::{Completed, Error, IoFuture, Segment};
 use nvme_spec::status::Status;
@@ -16,6 +17,9 @@ use crate::memory::{SlotGuard, Snapshot};
 
 /// The most commands one worker has in flight.
 pub(crate) const MAX_SLOTS: usize = 16384;
+
+/// Segments whose storage a free slot keeps: 1 MiB in pages of 4 KiB, with an offset.
+const KEPT_SEGMENTS: usize = 512;
 
 /// What a slot waits for.
 pub(crate) enum Work {
@@ -67,6 +71,21 @@ enum State {
     Working(Work),
     /// Cancelled; ends with the status once nothing holds the guard any more.
     Draining(Status),
+    /// Given up on: free once nothing holds the guard any more, and its end is told to nobody.
+    Disowned,
+}
+
+impl Slot {
+    /// Whether neither a device nor the kernel holds anything of its command.
+    fn is_unguarded(&self) -> bool {
+        self.guard.as_ref().is_none_or(SlotGuard::is_free)
+    }
+
+    /// A hold on the slot for an `Io`, which the slot is not free without.
+    pub(crate) fn hold(&mut self, snapshot: &Rc<Snapshot>) -> Guard {
+        let held = self.guard.take().filter(|guard| guard.is_of(snapshot) && guard.is_free());
+        self.guard.insert(held.unwrap_or_else(|| SlotGuard::new(snapshot))).hold()
+    }
 }
 
 /// The slots of one worker. Slots never move once made, so their futures are pinned.
@@ -75,7 +94,8 @@ pub(crate) struct Slots {
     free: Vec<u32>,
     ready: Arc<ReadySet>,
     working: usize,
-    draining: usize,
+    draining: Vec<u32>,
+    disowned: Vec<u32>,
     owner: u32,
     /// The newest DMA table: a slot that is free holds on to no other.
     current: Rc<Snapshot>,
@@ -92,7 +112,16 @@ impl Slots {
             unparker,
         });
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
-        Self { chunks: Vec::new(), free: Vec::new(), ready, working: 0, draining: 0, owner, current }
+        Self {
+            chunks: Vec::new(),
+            free: Vec::new(),
+            ready,
+            working: 0,
+            draining: Vec::new(),
+            disowned: Vec::new(),
+            owner,
+            current,
+        }
     }
 
     /// A name for this worker among all that have `Io`s in flight.
@@ -146,13 +175,16 @@ impl Slots {
     pub(crate) fn release(&mut self, index: u32) {
         match std::mem::replace(&mut self.get(index).state, State::Free) {
             State::Working(_) => self.working -= 1,
-            State::Draining(_) => self.draining -= 1,
+            State::Draining(_) => self.draining.retain(|draining| *draining != index),
             State::Free => return,
-            State::Starting => {}
+            State::Starting | State::Disowned => {}
         }
         let current = self.current.clone();
         let slot = self.get(index);
         slot.awaited = None;
+        if slot.storage.capacity() > KEPT_SEGMENTS {
+            slot.storage = Vec::new();
+        }
         if slot.guard.as_ref().is_some_and(|guard| !guard.is_of(&current)) {
             slot.guard = None;
         }
@@ -201,29 +233,52 @@ impl Slots {
         if matches!(slot.state, State::Working(_)) {
             slot.state = State::Draining(status);
             self.working -= 1;
-            self.draining += 1;
+            self.draining.push(index);
         }
     }
 
-    /// The status of a cancelled slot that is free of its memory now.
-    pub(crate) fn drained(&mut self, index: u32) -> Option<Status> {
-        let slot = self.get(index);
-        match slot.state {
-            State::Draining(status) if slot.guard.as_ref().is_none_or(SlotGuard::is_free) => Some(status),
-            _ => None,
+    /// A cancelled slot that is free of its memory now, and its status. Release it.
+    pub(crate) fn take_drained(&mut self) -> Option<(u32, Status)> {
+        for at in 0..self.draining.len() {
+            let index = self.draining[at];
+            let slot = self.get(index);
+            if let State::Draining(status) = slot.state
+                && slot.is_unguarded()
+            {
+                return Some((index, status));
+            }
+        }
+        None
+    }
+
+    /// Takes back what was given up on, as far as it ended.
+    pub(crate) fn take_back(&mut self) {
+        for at in (0..self.disowned.len()).rev() {
+            let index = self.disowned[at];
+            if self.get(index).is_unguarded() {
+                self.disowned.swap_remove(at);
+                self.release(index);
+            }
         }
     }
 
-    /// Makes every command in flight nobody's: its end will not be told.
+    /// Gives up on every command in flight.
     pub(crate) fn disown(&mut self) {
         for index in self.indices() {
-            self.get(index).tag.sq = 0; // the admin queue has no slots here
+            let slot = self.get(index);
+            if matches!(slot.state, State::Working(_) | State::Draining(_)) {
+                slot.state = State::Disowned;
+                slot.awaited = None;
+                self.disowned.push(index);
+            }
         }
+        self.working = 0;
+        self.draining.clear();
     }
 
     /// Whether the slot has a command that is not complete.
     pub(crate) fn is_busy(&mut self, index: u32) -> bool {
-        !matches!(self.get(index).state, State::Free)
+        !matches!(self.get(index).state, State::Free | State::Disowned)
     }
 
     /// Whether the slot waits for its work.
@@ -233,12 +288,12 @@ impl Slots {
 
     /// Commands in flight, cancelled ones included.
     pub(crate) fn in_flight(&self) -> usize {
-        self.working + self.draining
+        self.working + self.draining.len()
     }
 
-    /// Cancelled commands that still wait for their memory.
-    pub(crate) fn draining(&self) -> usize {
-        self.draining
+    /// Whether any slot was given up on.
+    pub(crate) fn has_disowned(&self) -> bool {
+        !self.disowned.is_empty()
     }
 
     /// All slots there are.

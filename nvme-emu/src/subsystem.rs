@@ -4,11 +4,22 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use block::Device;
+use nvme_spec::status::Status;
 
 use crate::shared::{Message, Shared};
 
 /// The largest namespace identifier: NN of Identify Controller, and MNAN.
 pub(crate) const MAX_NAMESPACES: u32 = 1024;
+
+/// The status of a command that names a namespace that is not there (Base 3.2.1.4): an identifier that could
+/// be one is inactive, any other is invalid.
+pub(crate) fn inactive_namespace(nsid: u32) -> Status {
+    if (1..=MAX_NAMESPACES).contains(&nsid) {
+        Status::INVALID_FIELD_IN_COMMAND.with_dnr()
+    } else {
+        Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()
+    }
+}
 
 /// Who the subsystem says it is.
 #[derive(Clone, Debug)]
@@ -27,7 +38,7 @@ pub struct NamespaceConfig {
     pub nsid: Option<u32>,
     /// Where its blocks are.
     pub device: Arc<dyn Device>,
-    /// Its UUID; also the source of NGUID and EUI-64. Must stay the same for the life of the data.
+    /// Its UUID, and its NGUID. Must stay the same for the life of the data.
     pub uuid: [u8; 16],
     /// Refuse writes.
     pub read_only: bool,

@@ -126,7 +126,7 @@ fn resolve_prp_list(
                 gather.push(entry, piece as usize)?;
                 rest -= piece;
             }
-            at += n as u64 * 8;
+            at = at.wrapping_add(n as u64 * 8);
             data_entries -= n as u64;
         }
         if !chained {

@@ -7,7 +7,7 @@ use block::Reactor;
 
 use crate::engine::Engine;
 use crate::home::Home;
-use crate::shared::{Message, Shared};
+use crate::shared::{Message, Port, Shared};
 
 /// The index of the worker that runs the admin queue.
 pub(crate) const HOME: usize = 0;
@@ -37,17 +37,25 @@ impl WorkerSeed {
     }
 }
 
+/// A worker that goes releases whoever waits for it.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.port().close();
+    }
+}
+
 impl Worker {
     /// One turn: takes control messages, fetches and starts commands, polls what is pending, posts
     /// completions. Never blocks. Returns whether there was anything to do.
     pub fn poll(&mut self) -> bool {
         let (mut busy, changed) = self.take_mail();
         self.refresh_memory();
-        let fetch = self.engine.shared.is_running() && self.engine.shared.host.bus_master();
         if let Some(home) = &mut self.home {
             busy |= home.turn(&mut self.engine, changed);
         }
-        busy | self.engine.turn(fetch)
+        let shared = &self.engine.shared;
+        let (running, bus_master) = (shared.is_running(), shared.host.bus_master());
+        busy | self.engine.turn(running, bus_master)
     }
 
     /// Whether anything is in flight: the reactor may not sleep long.
@@ -61,6 +69,10 @@ impl Worker {
         self.engine.shared.is_running()
     }
 
+    fn port(&self) -> &Port {
+        &self.engine.shared.ports[self.engine.index]
+    }
+
     /// Takes the current DMA table in time: queues were resolved in the old one.
     fn refresh_memory(&mut self) {
         if self.engine.refresh_memory().is_some()
@@ -72,17 +84,18 @@ impl Worker {
 
     /// Returns whether there was mail, and whether the home has to look at the registers.
     fn take_mail(&mut self) -> (bool, bool) {
-        let (mut busy, mut changed) = (false, false);
-        let shared = self.engine.shared.clone();
-        while let Some(message) = shared.ports[self.engine.index].take() {
+        let port = self.port();
+        let (mut busy, mut changed) = (false, port.take_configuration());
+        // What comes meanwhile waits for the next turn: a client that floods has the turn only once.
+        for _ in 0..port.waiting() {
+            let Some(message) = self.port().take() else { break };
             busy = true;
             let engine = &mut self.engine;
             match message {
-                Message::Configuration => changed = true,
-                Message::Reset(done) => {
+                Message::Reset { detach, done } => {
                     changed = true;
                     if let Some(home) = &mut self.home {
-                        home.reset(done);
+                        home.reset(detach, done);
                     }
                 }
                 Message::Retire { deadline, done } => {

@@ -4,16 +4,19 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use block::fault::{Action, FaultDevice, FaultHandle, Ops, Rule};
-use block::{Channel, Device, Error, ErrorKind, Info, Io, IoFuture, Op, Reactor, Submission};
+use block::{
+    Abilities, Channel, Device, Error, ErrorKind, Flags, Info, Io, IoFuture, Op, Reactor, Submission,
+};
 use block_memory::MemoryDevice;
 use common::{DATA, MEMORY, PAGE, Rig, admin, nvm};
 use nvme_emu::ControllerConfig;
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
-use nvme_spec::registers::CC;
+use nvme_spec::registers::{CC, ShutdownStatus, doorbell_offset};
 use nvme_spec::status::Status;
 use vfio_user_server::{PciFunction, Quiesced, Reset};
 
@@ -211,7 +214,7 @@ fn a_removed_namespace_lets_its_commands_end() {
     rig.turns(10);
     rig.subsystem.remove_namespace(1).unwrap();
     rig.turns(10);
-    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::INVALID_NAMESPACE_OR_FORMAT);
+    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::INVALID_FIELD_IN_COMMAND);
     handle.release_all();
     assert_eq!(rig.wait(1).status().code(), Status::SUCCESS);
 }
@@ -233,7 +236,7 @@ fn a_full_completion_queue_stops_fetching_and_goes_on() {
         command.cid = (100 + i as u16).into();
         rig.write_memory(sq + i * 64, zerocopy::IntoBytes::as_bytes(&command));
     }
-    rig.write_register(nvme_spec::registers::doorbell_offset(3, false, 4), 20);
+    rig.write_register(doorbell_offset(3, false, 4), 20);
     rig.turns(50);
     assert!(!rig.workers[0].is_active(), "three entries fit, the rest is not fetched");
     for i in 0..20u16 {
@@ -294,4 +297,139 @@ fn a_failing_device_gives_the_status_of_its_kind() {
         let opcode = if write { NvmOpcode::WRITE } else { NvmOpcode::READ };
         assert_eq!(rig.io(1, nvm(opcode, 1, 0, 8, DATA)), status, "{kind:?}");
     }
+}
+
+#[test]
+fn nothing_is_fetched_while_completions_have_no_place() {
+    let disk = Arc::new(MemoryDevice::new(16 << 20).unwrap());
+    let mut rig = Rig::new(vec![disk], ControllerConfig::default());
+    rig.map(MEMORY, PAGE, 3 << 20);
+    rig.turn();
+    // The completion queue has a region of its own.
+    let size = 7 << 16 | 1;
+    let create_cq = admin(AdminOpcode::CREATE_IO_COMPLETION_QUEUE, 0).prp(MEMORY, 0).dwords(size, 1);
+    assert_eq!(rig.admin(create_cq).0, Status::SUCCESS);
+    let create_sq =
+        admin(AdminOpcode::CREATE_IO_SUBMISSION_QUEUE, 0).prp(0x1_8000, 0).dwords(31 << 16 | 1, 1 << 16 | 1);
+    assert_eq!(rig.admin(create_sq).0, Status::SUCCESS);
+    let _ = rig.host.dma.unmap(MEMORY, PAGE).unwrap();
+    let read = nvm(NvmOpcode::READ, 1, 0, 1, DATA).0;
+    for i in 0..20u64 {
+        rig.write_memory(0x1_8000 + i * 64, zerocopy::IntoBytes::as_bytes(&read));
+    }
+    rig.write_register(doorbell_offset(1, false, 4), 20);
+    rig.turns(50);
+    rig.map(MEMORY, PAGE, 3 << 20);
+    rig.turns(50);
+    let posted = (0..8).filter(|i| rig.read_memory((3 << 20) + i * 16 + 14, 1)[0] & 1 == 1).count();
+    assert_eq!(posted, 7, "as many as fit, not one more");
+}
+
+#[test]
+fn nothing_is_posted_while_bus_mastering_is_off() {
+    let (mut rig, handle) = holding(Ops::READ);
+    let cid = rig.submit(1, nvm(NvmOpcode::READ, 1, 0, 8, DATA));
+    rig.turns(10);
+    rig.host.set_bus_master(false);
+    handle.release_all();
+    rig.turns(50);
+    assert!(rig.completion(1).is_none());
+    rig.host.set_bus_master(true);
+    assert_eq!(rig.wait(1).cid.get(), cid);
+}
+
+#[test]
+fn doorbells_of_the_time_before_a_reset_are_no_errors() {
+    let (mut rig, handle) = holding(Ops::READ);
+    handle.clear();
+    assert_eq!(rig.io(1, nvm(NvmOpcode::READ, 1, 0, 8, DATA)), Status::SUCCESS);
+    rig.write_register(CC, 0x0046_0000);
+    rig.until(|rig| (!rig.csts().rdy()).then_some(()));
+    rig.enable();
+    rig.turns(1000); // more than it takes to look at every doorbell
+    let log = admin(AdminOpcode::GET_LOG_PAGE, u32::MAX).prp(DATA, 0).dwords(15 << 16 | 1, 0);
+    assert_eq!(rig.admin(log).0, Status::SUCCESS);
+    assert_eq!(rig.read_memory(DATA, 8), [0; 8], "no entry in the error log");
+    // A store to no queue's doorbell is one.
+    rig.write_register(doorbell_offset(9, false, 4), 1);
+    rig.turns(1000);
+    assert_eq!(rig.admin(log).0, Status::SUCCESS);
+    assert_eq!(rig.read_memory(DATA, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_shutdown_after_a_reset_in_the_middle_of_one_completes() {
+    let (mut rig, handle) = holding(Ops::FLUSH);
+    rig.write_register(CC, 0x0046_4001);
+    rig.turns(10);
+    assert_eq!(rig.csts().shst(), ShutdownStatus::OCCURRING);
+    rig.write_register(CC, 0x0046_0000);
+    rig.until(|rig| (!rig.csts().rdy()).then_some(()));
+    rig.enable();
+    assert_eq!(rig.csts().shst(), ShutdownStatus::NORMAL);
+    rig.write_register(CC, 0x0046_4001);
+    rig.turns(10);
+    handle.release_all();
+    rig.until(|rig| (rig.csts().shst() == ShutdownStatus::COMPLETE).then_some(()));
+}
+
+#[test]
+fn a_shutdown_that_cannot_flush_does_not_say_it_is_complete() {
+    let (mut rig, handle) = holding(Ops::READ);
+    handle.add(Rule::new(Action::Fail(ErrorKind::WriteFault)).on(Ops::FLUSH));
+    rig.write_register(CC, 0x0046_4001);
+    rig.until(|rig| rig.csts().cfs().then_some(()));
+    assert_ne!(rig.csts().shst(), ShutdownStatus::COMPLETE);
+}
+
+#[test]
+fn without_the_write_cache_every_write_is_forced() {
+    let disk = Arc::new(Volatile(MemoryDevice::new(1 << 20).unwrap(), Arc::default()));
+    let forced = disk.1.clone();
+    let mut rig = Rig::new(vec![disk], ControllerConfig::default());
+    rig.create_queue(1, 64);
+    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::SUCCESS);
+    assert_eq!(forced.load(Ordering::Relaxed), 0);
+    let off = admin(AdminOpcode::SET_FEATURES, 0).dwords(6, 0);
+    assert_eq!(rig.admin(off).0, Status::SUCCESS);
+    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::SUCCESS);
+    assert_eq!(forced.load(Ordering::Relaxed), 1);
+}
+
+/// A device with a volatile cache that counts forced writes.
+struct Volatile(MemoryDevice, Arc<AtomicU32>);
+
+struct VolatileChannel(Box<dyn Channel>, Arc<AtomicU32>);
+
+impl Device for Volatile {
+    fn info(&self) -> Info {
+        let mut info = self.0.info();
+        info.abilities |= Abilities::VOLATILE_CACHE;
+        info
+    }
+
+    fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {
+        Ok(Box::new(VolatileChannel(self.0.channel(reactor)?, self.1.clone())))
+    }
+}
+
+impl Channel for VolatileChannel {
+    fn submit(&self, io: Io) -> Submission {
+        if io.op == Op::Write && io.flags.contains(Flags::FUA) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+        self.0.submit(io)
+    }
+}
+
+#[test]
+fn a_client_gets_doorbells_that_the_one_before_does_not_have() {
+    let (mut rig, _handle) = holding(Ops::READ);
+    let before = rig.controller.mappable(0).unwrap().memory;
+    let mut gone = rig.controller.detach(Instant::now());
+    rig.until(|_| is_ready(&mut gone).then_some(()));
+    let after = rig.controller.mappable(0).unwrap().memory;
+    let inode = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+    assert_ne!(inode(&before), inode(&after));
+    rig.enable();
 }

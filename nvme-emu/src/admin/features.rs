@@ -1,6 +1,7 @@
 //! Set Features and Get Features (Base 5.15, 5.27).
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use block::Abilities;
 use nvme_spec::NSID_BROADCAST;
@@ -81,14 +82,10 @@ impl Features {
             interrupt_coalescing: 0,
             uncoalesced: vec![false; usize::from(shared.host.interrupts.msix_vectors())],
             write_atomicity: 0,
-            timestamp: (now_ms(), Instant::now(), TimestampOrigin::CLEARED_BY_RESET),
+            timestamp: (0, Instant::now(), TimestampOrigin::CLEARED_BY_RESET),
             host_behavior: HostBehaviorSupport::new_zeroed(),
         }
     }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64)
 }
 
 impl Admin {
@@ -232,10 +229,9 @@ impl Admin {
                 if !self.has_volatile_cache() {
                     return Err(invalid);
                 }
-                // The cache is the device's own and cannot be turned off from here.
-                if value & 1 == 0 {
-                    return Err(Status::FEATURE_NOT_CHANGEABLE.with_dnr());
-                }
+                // Without the cache every write is forced to the medium.
+                self.features.volatile_write_cache = value & 1;
+                self.shared.write_through.store(value & 1 == 0, Ordering::Relaxed);
             }
             FeatureId::NUMBER_OF_QUEUES => {
                 let wanted = NumberOfQueues::from_bits(value);
@@ -258,7 +254,10 @@ impl Admin {
                 *vector = wanted.cd();
             }
             FeatureId::WRITE_ATOMICITY_NORMAL => self.features.write_atomicity = value & 1,
-            FeatureId::ASYNC_EVENT_CONFIGURATION => self.events.enabled = value,
+            FeatureId::ASYNC_EVENT_CONFIGURATION => {
+                self.events.enabled = value;
+                self.check_temperature();
+            }
             FeatureId::TIMESTAMP => {
                 self.resolve(table, hint, command, 8, Access::Read)?;
                 let mut bytes = [0; 8];

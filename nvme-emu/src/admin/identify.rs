@@ -1,5 +1,7 @@
 //! Identify (Base 5.17, NVM 4.1.5): what the subsystem, its controllers and its namespaces are.
 
+use std::sync::Arc;
+
 use block::{Abilities, Info};
 use nvme_spec::NSID_BROADCAST;
 use nvme_spec::command::Command;
@@ -19,7 +21,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{ABORT_LIMIT, events};
 use crate::error_log;
 use crate::shared::Shared;
-use crate::subsystem::{MAX_NAMESPACES, Namespace};
+use crate::subsystem::{MAX_NAMESPACES, Namespace, inactive_namespace};
 
 /// The data structure that an Identify command asks for, 4096 bytes.
 pub(super) fn identify(shared: &Shared, command: &Command) -> Result<Vec<u8>, Status> {
@@ -31,8 +33,8 @@ pub(super) fn identify(shared: &Shared, command: &Command) -> Result<Vec<u8>, St
     };
     match cdw10.cns() {
         Cns::NAMESPACE if nsid == NSID_BROADCAST => {
-            // What all namespaces have in common (NVM 4.1.5.1): nothing but the capabilities below.
-            Ok(zeroed())
+            // What all have in common is told only with Namespace Management (NVM 4.1.5.1).
+            Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())
         }
         Cns::NAMESPACE | Cns::ALLOCATED_NAMESPACE => {
             with_namespace(shared, nsid, |namespace| namespace_data(namespace).as_bytes().to_vec())
@@ -43,7 +45,10 @@ pub(super) fn identify(shared: &Shared, command: &Command) -> Result<Vec<u8>, St
             nvm_only()?;
             namespace_list(shared, nsid)
         }
-        Cns::NAMESPACE_ID_DESCRIPTOR_LIST => with_namespace(shared, nsid, descriptors),
+        Cns::NAMESPACE_ID_DESCRIPTOR_LIST => {
+            let namespace = shared.subsystem.namespace(nsid).ok_or_else(|| inactive_namespace(nsid))?;
+            Ok(descriptors(&namespace))
+        }
         Cns::IO_COMMAND_SET_NAMESPACE => {
             nvm_only()?;
             let data = || IdentifyNvmNamespace::new_zeroed().as_bytes().to_vec();
@@ -142,20 +147,21 @@ fn controller_data(shared: &Shared) -> IdentifyController {
     data.mnan = MAX_NAMESPACES.into();
     data.oncs = Oncs::new()
         .with_dataset_management(true)
-        .with_write_zeroes(true)
+        .with_write_zeroes(namespaces.iter().all(has(Abilities::WRITE_ZEROES)))
         .with_save_and_select(true)
         .with_timestamp(true);
-    let volatile = |namespace: &std::sync::Arc<Namespace>| {
-        namespace.device.info().abilities.contains(Abilities::VOLATILE_CACHE)
-    };
     data.vwc = Vwc::new()
-        .with_present(namespaces.iter().any(volatile))
+        .with_present(namespaces.iter().any(has(Abilities::VOLATILE_CACHE)))
         .with_flush_broadcast(FlushBroadcast::SUPPORTED);
     data.sgls = Sgls::new().with_support(SglSupport::DWORD_ALIGNED).with_bit_bucket(true);
     data.subnqn[..identity.nqn.len()].copy_from_slice(identity.nqn.as_bytes());
     // One power state of 25 W, a typical disk's, in units of 10 mW.
     data.psd[0].mp = 2500.into();
     data
+}
+
+fn has(ability: Abilities) -> impl Fn(&Arc<Namespace>) -> bool {
+    move |namespace| namespace.device.info().abilities.contains(ability)
 }
 
 /// FR: the program's version.

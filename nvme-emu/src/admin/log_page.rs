@@ -128,7 +128,6 @@ impl Admin {
         page.power_on_hours = u128::from(shared.started.elapsed().as_secs() / 3600).into();
         page.media_errors = u128::from(sum(|counters| &counters.media_errors)).into();
         page.error_log_entries = u128::from(shared.errors().count()).into();
-        page.temperature_sensors[0] = features::TEMPERATURE.into();
         page
     }
 }
