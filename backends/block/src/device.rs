@@ -72,8 +72,9 @@ pub trait Device: Send + Sync + 'static {
 pub trait Channel {
     /// Starts an `Io`. The channel never blocks the thread; what cannot be done at once goes into the future.
     ///
-    /// Dropping the future cancels the `Io` as far as it can be cancelled; memory that the kernel may still
-    /// touch stays mapped through the `Io`'s guard until the kernel is done with it.
+    /// Dropping the future cancels the `Io` as far as it can be cancelled. Whatever goes on even then (in the
+    /// kernel, in a library) holds the `Io`'s guard until it is over, operations without memory too: the
+    /// submitter learns by it when a cancelled `Io` can no longer touch memory or medium.
     fn submit(&self, io: Io) -> Submission;
 }
 

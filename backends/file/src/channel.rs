@@ -52,11 +52,13 @@ impl Channel for FileChannel {
 }
 
 impl Shared {
-    /// Runs an operation that has no memory, again when it was interrupted. The error is an errno.
-    pub(crate) async fn plain(&self, entry: squeue::Entry) -> Result<(), i32> {
+    /// Runs an operation of `io` that has no memory, again when it was interrupted. The error is an errno.
+    pub(crate) async fn plain(&self, io: &Io, entry: squeue::Entry) -> Result<(), i32> {
         loop {
+            // The guard as well: it tells the submitter when the kernel is done with a cancelled `Io`.
+            let keep = (self.resources.clone(), io.guard().cloned());
             // SAFETY: callers hand in entries without memory; the descriptor is the image's, kept here.
-            let (result, _) = unsafe { self.reactor.submit(entry.clone(), self.resources.clone()) }.await;
+            let (result, _) = unsafe { self.reactor.submit(entry.clone(), keep) }.await;
             match -result {
                 libc::EINTR => {}
                 libc::EAGAIN => self.reactor.sleep(std::time::Duration::from_millis(1)).await,
@@ -67,15 +69,15 @@ impl Shared {
     }
 
     /// Everything that was written becomes durable.
-    pub(crate) async fn sync(&self) -> Result<(), Error> {
+    pub(crate) async fn sync(&self, io: &Io) -> Result<(), Error> {
         let image = &self.resources.image;
         let entry = opcode::Fsync::new(types::Fd(image.fd())).flags(types::FsyncFlags::DATASYNC).build();
-        self.plain(entry).await.map_err(|errno| image.error(Op::Flush, errno))
+        self.plain(io, entry).await.map_err(|errno| image.error(Op::Flush, errno))
     }
 }
 
 async fn flush(shared: Rc<Shared>, io: Io) -> Completed {
     let writes = shared.resources.image.info.abilities.contains(block::Abilities::WRITE);
-    let result = if writes { shared.sync().await } else { Ok(()) };
+    let result = if writes { shared.sync(&io).await } else { Ok(()) };
     io.complete(result)
 }

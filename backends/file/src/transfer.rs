@@ -200,8 +200,9 @@ async fn bounce(shared: &Shared, io: &Io) -> Result<(), Error> {
             io.gather(done, &mut buffer.bytes()[..len]);
         }
         let ptr = buffer.as_ptr();
+        let (offset, keep) = (start + done as u64, (buffer, io.guard().cloned()));
         // SAFETY: the buffer is `BOUNCE` bytes on the heap, owned by what is handed in, and given back afterwards.
-        buffer = unsafe { whole(shared, io.op, durable(io), ptr, len, start + done as u64, buffer).await? };
+        (buffer, _) = unsafe { whole(shared, io.op, durable(io), ptr, len, offset, keep).await? };
         if io.op == Op::Read {
             io.scatter(done, &buffer.bytes()[..len]);
         }

@@ -22,18 +22,18 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 pub(crate) async fn discard(shared: Rc<Shared>, io: Io) -> Completed {
     let result = each_step(&io, &shared, async |offset, len| {
         let image = &shared.resources.image;
-        if fallocate(&shared, Op::Discard, &image.no_punch, PUNCH, offset, len).await? {
+        if fallocate(&shared, &io, &image.no_punch, PUNCH, offset, len).await? {
             return Ok(());
         }
         if image.info.abilities.contains(Abilities::DISCARD_ZEROES) {
-            return zeroes(&shared, Op::Discard, false, offset, len).await;
+            return zeroes(&shared, &io, false, offset, len).await;
         }
         if image.is_device {
             let command = opcode::UringCmd16::new(types::Fd(image.fd()), BLOCK_URING_CMD_DISCARD);
             let mut rest = [0; 16];
             rest[..8].copy_from_slice(&len.to_ne_bytes());
             // A hint: a refusal leaves the data, which is allowed.
-            let _ = shared.plain(command.addr(Some(offset)).cmd(rest).build()).await;
+            let _ = shared.plain(&io, command.addr(Some(offset)).cmd(rest).build()).await;
         }
         Ok(())
     })
@@ -44,12 +44,10 @@ pub(crate) async fn discard(shared: Rc<Shared>, io: Io) -> Completed {
 /// Makes the range read as zeroes.
 pub(crate) async fn write_zeroes(shared: Rc<Shared>, io: Io) -> Completed {
     let may_unmap = io.flags.contains(Flags::MAY_UNMAP);
-    let mut result = each_step(&io, &shared, async |offset, len| {
-        zeroes(&shared, Op::WriteZeroes, may_unmap, offset, len).await
-    })
-    .await;
+    let mut result =
+        each_step(&io, &shared, async |offset, len| zeroes(&shared, &io, may_unmap, offset, len).await).await;
     if result.is_ok() && io.flags.contains(Flags::FUA) {
-        result = shared.sync().await;
+        result = shared.sync(&io).await;
     }
     io.complete(result)
 }
@@ -70,12 +68,12 @@ async fn each_step(
     Ok(())
 }
 
-async fn zeroes(shared: &Shared, op: Op, may_unmap: bool, offset: u64, len: u64) -> Result<(), Error> {
+async fn zeroes(shared: &Shared, io: &Io, may_unmap: bool, offset: u64, len: u64) -> Result<(), Error> {
     let image = &shared.resources.image;
     let (punch, zero) = ((&image.no_punch, PUNCH), (&image.no_zero_range, ZERO));
     // The other one as well: a hole reads as zeroes too, and neither costs the space that writing would.
     for (lacking, mode) in if may_unmap { [punch, zero] } else { [zero, punch] } {
-        if fallocate(shared, op, lacking, mode, offset, len).await? {
+        if fallocate(shared, io, lacking, mode, offset, len).await? {
             return Ok(());
         }
     }
@@ -83,7 +81,7 @@ async fn zeroes(shared: &Shared, op: Op, may_unmap: bool, offset: u64, len: u64)
     while done < len {
         let piece = (len - done).min(ZEROES as u64) as usize;
         // SAFETY: the zeroes live as long as the image, which `whole` keeps; a write changes nothing there.
-        unsafe { whole(shared, Op::Write, 0, ptr, piece, offset + done, ()).await? };
+        unsafe { whole(shared, Op::Write, 0, ptr, piece, offset + done, io.guard().cloned()).await? };
         done += piece as u64;
     }
     Ok(())
@@ -92,7 +90,7 @@ async fn zeroes(shared: &Shared, op: Op, may_unmap: bool, offset: u64, len: u64)
 /// False if this file system or device does not have that mode, which is remembered.
 async fn fallocate(
     shared: &Shared,
-    op: Op,
+    io: &Io,
     lacking: &AtomicBool,
     mode: i32,
     offset: u64,
@@ -103,12 +101,12 @@ async fn fallocate(
     }
     let image = &shared.resources.image;
     let entry = opcode::Fallocate::new(types::Fd(image.fd()), len).offset(offset).mode(mode).build();
-    match shared.plain(entry).await {
+    match shared.plain(io, entry).await {
         Ok(()) => Ok(true),
         Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV) => {
             lacking.store(true, Ordering::Relaxed);
             Ok(false)
         }
-        Err(errno) => Err(image.error(op, errno)),
+        Err(errno) => Err(image.error(io.op, errno)),
     }
 }
