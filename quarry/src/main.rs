@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Check { config } => check(config),
         Command::Serve(arguments) => serve(&cli, arguments),
     };
+    logging::flush();
     ExitCode::from(status)
 }
 
@@ -132,6 +133,7 @@ fn run(config: &config::Config) -> anyhow::Result<()> {
                 signal = signals::name(second),
                 "ending at once; what was not flushed may be lost"
             );
+            logging::flush();
             std::process::exit(exit::signalled(second.as_raw_value() as u8).into());
         });
         server

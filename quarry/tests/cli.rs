@@ -249,6 +249,49 @@ fn a_flush_that_fails_is_told() {
     assert!(!directory.path().join("vm.sock").exists());
 }
 
+/// Connects `times` times, each until the server has seen it.
+fn connect(socket: &Path, times: usize) {
+    for _ in 0..times {
+        let mut client = std::os::unix::net::UnixStream::connect(socket).expect("somebody listens");
+        client.set_read_timeout(Some(PATIENCE)).expect("set");
+        client.shutdown(std::net::Shutdown::Write).expect("shut down");
+        let end = client.read(&mut [0; 64]).expect("the server sees it");
+        assert_eq!(end, 0, "nothing was asked");
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_does_not_end_it() {
+    for format in ["text", "json"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut command = serve_disk(directory.path(), "mem:1M");
+        let mut server = Server::start(command.args(["--log-format", format]));
+        let (reader, _) = std::io::pipe().expect("a pipe");
+        // The server's only reader goes.
+        let nobody = std::process::ChildStderr::from(std::os::fd::OwnedFd::from(reader));
+        server.log = BufReader::new(nobody);
+        connect(&directory.path().join("vm.sock"), 20);
+        server.signal(Signal::TERM);
+        let (status, _) = server.end();
+        assert_eq!(status.code(), Some(0), "{status}");
+    }
+}
+
+#[test]
+fn a_log_that_is_read_slowly_holds_up_nobody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut command = serve_disk(directory.path(), "mem:1M");
+    let mut server = Server::start(command.args(["--log-level", "debug"]));
+    rustix::pipe::fcntl_setpipe_size(server.log.get_ref(), 4096).expect("a small pipe");
+    // Two lines each: more than pipe and queue hold.
+    connect(&directory.path().join("vm.sock"), 2000);
+    server.wait_for("dropped: the log was not read in time");
+    server.signal(Signal::TERM);
+    let (status, log) = server.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("ended, everything flushed"), "{log}");
+}
+
 #[test]
 fn an_image_has_one_server() {
     let directory = tempfile::tempdir().expect("a directory");

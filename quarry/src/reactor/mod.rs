@@ -140,6 +140,7 @@ impl Core {
 fn guard_against_panics(work: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         tracing::error!("a reactor panicked; ending the process, so that no guest waits for ever");
+        crate::logging::flush();
         std::process::exit(crate::exit::PANIC.into());
     }
 }

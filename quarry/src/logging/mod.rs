@@ -1,10 +1,18 @@
-//! Where log lines go: standard error, for people or as JSON.
+//! Where log lines go: standard error, for people or as JSON. A reader that is slow or gone costs log lines and
+//! never holds up or ends the server ([`queue`]).
+
+mod queue;
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+
+use queue::Queue;
+
+/// Where the lines of this process go, once [`start`] was called.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,25 +35,25 @@ pub fn start(format: Format, filter: Option<&str>) -> anyhow::Result<()> {
         (None, Err(_)) => EnvFilter::new("info"),
     };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let queue = Queue::start(format, std::io::stderr()).context("the log's thread cannot be started")?;
+    // Internal errors would go to standard error by `eprintln!`, which panics if nobody reads there.
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     let installed = match format {
-        Format::Text => {
-            let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
-            lines.with_target(false).with_writer(lossy_stderr).try_init()
+        Format::Text => lines.with_ansi(colours).with_target(false).with_writer(queue.clone()).try_init(),
+        Format::Json => {
+            lines.json().flatten_event(true).with_span_list(false).with_writer(queue.clone()).try_init()
         }
-        Format::Json => tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .with_writer(lossy_stderr)
-            .try_init(),
     };
-    installed.map_err(|error| anyhow::anyhow!("the log cannot be started: {error}"))
+    installed.map_err(|error| anyhow::anyhow!("the log cannot be started: {error}"))?;
+    let _ = QUEUE.set(queue); // a second start failed above
+    Ok(())
 }
 
-/// Standard error, whose failures (a reader that went away) cost a log line and never the server.
-fn lossy_stderr() -> impl std::io::Write {
-    std::io::stderr.make_writer()
+/// Waits until what was logged is written, but not for a reader that takes nothing. Before the process ends.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush();
+    }
 }
 
 /// Has panics go to the log, with their place, so that they are seen where everything else is.
@@ -61,5 +69,6 @@ pub fn log_panics() {
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(thread, place, %backtrace, "panicked: {text}");
+        flush(); // it may end the process
     }));
 }
