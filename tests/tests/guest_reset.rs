@@ -11,7 +11,7 @@ const PCI: &str = "/sys/class/nvme/nvme0/device";
 
 /// Work for some seconds, verified, over the first half of the disk.
 const LOAD: &str =
-    "--filename=/dev/nvme0n1 --rw=randwrite --bssplit=4k/60:64k/30:1M/10 --iodepth=16 --size=48M --loops=3";
+    "--filename=/dev/nvme0n1 --rw=randwrite --bssplit=4k/60:64k/30:1M/10 --iodepth=16 --size=32M --loops=3";
 
 /// Marks the second half of the disk, which nothing else writes to.
 fn mark(vm: &Vm) -> String {
