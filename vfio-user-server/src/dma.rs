@@ -524,10 +524,15 @@ impl DmaSpace {
         retired
     }
 
-    /// Whether the client took mapped memory away (truncated its file) and the device ran into it. What it
-    /// read there was zeroes, what it wrote is lost; the server ends the connection.
+    /// Whether the client has to be disconnected: it took mapped memory away (truncated its file) and the
+    /// device ran into it (what it read there was zeroes, what it wrote is lost), or it made a signal sleep.
     pub fn is_broken(&self) -> bool {
         self.breakage.is_broken()
+    }
+
+    /// Where it is said.
+    pub(crate) fn breakage(&self) -> &Arc<Breakage> {
+        &self.breakage
     }
 
     /// Becomes readable when [`Self::is_broken`] turns true.
@@ -535,7 +540,7 @@ impl DmaSpace {
         self.breakage.event()
     }
 
-    /// Forgets that memory was taken away, for the next client.
+    /// Forgets it, for the next client.
     pub fn repair(&self) {
         self.breakage.repair();
     }

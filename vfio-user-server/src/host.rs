@@ -18,11 +18,9 @@ pub struct Host {
 impl Host {
     /// A host with no client, for a function with `msix_vectors` vectors.
     pub fn new(msix_vectors: u16) -> Self {
-        Self {
-            dma: DmaSpace::new(),
-            interrupts: Interrupts::new(msix_vectors),
-            bus_master: AtomicBool::new(false),
-        }
+        let dma = DmaSpace::new();
+        let interrupts = Interrupts::new(msix_vectors, dma.breakage().clone());
+        Self { dma, interrupts, bus_master: AtomicBool::new(false) }
     }
 
     /// Whether the function may reach guest memory and raise interrupts (PCI Command register, bit 2, and

@@ -3,12 +3,18 @@
 //! Triggering takes no lock. The order is the same everywhere: who makes an interrupt due says so first and
 //! looks for an eventfd then; who connects an eventfd stores it first and looks for a due interrupt then;
 //! with a full fence between. One of the two sees the other.
+//!
+//! A client that makes a write to its eventfd sleep loses all of its eventfds and its connection: see
+//! [`Breakage`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use arc_swap::ArcSwapOption;
+
+use crate::sigbus::{Breakage, Cause};
+use crate::watchdog::{Event, Stuck};
 
 /// Interrupt indexes of a PCI function (linux/vfio.h, VFIO_PCI_*_IRQ_INDEX).
 pub mod index {
@@ -38,12 +44,15 @@ pub enum IrqError {
     /// The descriptor is no eventfd.
     #[error("the descriptor is no eventfd")]
     NotEventfd,
+    /// No thread could be started to watch over signals, or the client is to be disconnected.
+    #[error("eventfds cannot be taken now")]
+    Unavailable,
 }
 
 /// An eventfd and whether a signal waits for it.
 #[derive(Debug, Default)]
 struct Vector {
-    event: ArcSwapOption<OwnedFd>,
+    event: ArcSwapOption<Event>,
     masked: AtomicBool,
     pending: AtomicBool,
 }
@@ -51,23 +60,23 @@ struct Vector {
 impl Vector {
     /// Signals now, or leaves the vector pending.
     #[inline]
-    fn trigger(&self) {
-        if !self.masked.load(Ordering::Acquire) && self.signal() {
-            return;
+    fn trigger(&self) -> Result<(), Stuck> {
+        if !self.masked.load(Ordering::Acquire) && self.signal()? {
+            return Ok(());
         }
         self.pending.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        self.deliver();
+        self.deliver()
     }
 
     /// Signals if the vector is pending and can be signalled.
-    fn deliver(&self) {
+    fn deliver(&self) -> Result<(), Stuck> {
         loop {
             if self.masked.load(Ordering::SeqCst) || self.event.load().is_none() {
-                return;
+                return Ok(());
             }
-            if !self.pending.swap(false, Ordering::SeqCst) || self.signal() {
-                return;
+            if !self.pending.swap(false, Ordering::SeqCst) || self.signal()? {
+                return Ok(());
             }
             // Disconnected just now, and perhaps connected again before this store: look again.
             self.pending.store(true, Ordering::SeqCst);
@@ -78,34 +87,32 @@ impl Vector {
     /// Writes to the eventfd; to the new one too when it is replaced meanwhile, for nobody may listen to the
     /// old one any more. A signal too many does no harm. Returns whether there was one.
     #[inline]
-    fn signal(&self) -> bool {
+    fn signal(&self) -> Result<bool, Stuck> {
         let mut event = self.event.load();
         loop {
-            let Some(fd) = event.as_ref() else { return false };
-            signal_eventfd(fd);
+            let Some(fd) = event.as_ref() else { return Ok(false) };
+            fd.signal()?;
             fence(Ordering::SeqCst);
             let now = self.event.load();
             let (old, new) = (Arc::as_ptr(fd), now.as_ref().map(Arc::as_ptr));
             if new == Some(old) {
-                return true;
+                return Ok(true);
             }
             drop(event);
             event = now;
         }
     }
 
-    fn connect(&self, event: Option<Arc<OwnedFd>>) {
+    fn connect(&self, event: Option<Arc<Event>>) -> Result<(), Stuck> {
         self.event.store(event);
         fence(Ordering::SeqCst);
-        self.deliver();
+        self.deliver()
     }
 
-    fn mask(&self, masked: bool) {
+    fn mask(&self, masked: bool) -> Result<(), Stuck> {
         self.masked.store(masked, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if !masked {
-            self.deliver();
-        }
+        if masked { Ok(()) } else { self.deliver() }
     }
 
     fn clear(&self) {
@@ -128,20 +135,24 @@ pub struct Interrupts {
     msix: Box<[Vector]>,
     msix_enabled: AtomicBool,
     intx: AtomicU32,
-    intx_event: ArcSwapOption<OwnedFd>,
+    intx_event: ArcSwapOption<Event>,
     /// ERR and REQ.
     notices: [Vector; 2],
+    /// Told when the client makes a signal sleep.
+    breakage: Arc<Breakage>,
 }
 
 impl Interrupts {
-    /// `msix_vectors` MSI-X vectors and an INTx pin, none connected.
-    pub fn new(msix_vectors: u16) -> Self {
+    /// `msix_vectors` MSI-X vectors and an INTx pin, none connected. `breakage` is told of a client that
+    /// has to be disconnected.
+    pub fn new(msix_vectors: u16, breakage: Arc<Breakage>) -> Self {
         Self {
             msix: (0..msix_vectors).map(|_| Vector::default()).collect(),
             msix_enabled: AtomicBool::new(false),
             intx: AtomicU32::new(0),
             intx_event: ArcSwapOption::empty(),
             notices: Default::default(),
+            breakage,
         }
     }
 
@@ -161,8 +172,24 @@ impl Interrupts {
     #[inline]
     pub fn trigger(&self, vector: u16) {
         if let Some(vector) = self.msix.get(usize::from(vector)) {
-            vector.trigger();
+            self.expect(vector.trigger());
         }
+    }
+
+    /// What comes of a signal: a client that made it sleep gets no other.
+    #[inline]
+    fn expect(&self, signalled: Result<(), Stuck>) {
+        if signalled.is_err() {
+            self.give_up();
+        }
+    }
+
+    /// Forgets all eventfds, for each could make a thread sleep as long, and has the client disconnected.
+    #[cold]
+    fn give_up(&self) {
+        self.breakage.set(Cause::Eventfd);
+        self.intx_event.store(None);
+        self.msix.iter().chain(&self.notices).for_each(|vector| vector.event.store(None));
     }
 
     /// Whether a vector waits to be signalled (its bit in the MSI-X pending bit array).
@@ -209,7 +236,7 @@ impl Interrupts {
         let Some(fd) = event.as_ref() else { return };
         let due = self.intx.compare_exchange(LEVEL, LEVEL | MASKED, Ordering::SeqCst, Ordering::SeqCst);
         if due.is_ok() {
-            signal_eventfd(fd);
+            self.expect(fd.signal());
         }
     }
 
@@ -244,14 +271,21 @@ impl Interrupts {
         if !fds.iter().flatten().all(accept_eventfd) {
             return Err(IrqError::NotEventfd);
         }
-        for (vector, fd) in (start..).zip(fds) {
-            let fd = fd.map(Arc::new);
+        if self.breakage.is_broken() {
+            return Err(IrqError::Unavailable);
+        }
+        let events = fds.into_iter().map(|fd| fd.map(|fd| Event::new(fd).map(Arc::new)).transpose());
+        let events: Vec<_> = events.collect::<Result<_, _>>().map_err(|error| {
+            tracing::debug!(%error, "watchdog");
+            IrqError::Unavailable
+        })?;
+        for (vector, event) in (start..).zip(events) {
             if index == index::INTX {
-                self.intx_event.store(fd);
+                self.intx_event.store(event);
                 // A mask is of the connection: it does not outlive it. Signals if the pin is high.
                 self.set_intx_bit(MASKED, false);
             } else if let Some(vector) = self.vector(index, vector) {
-                vector.connect(fd);
+                self.expect(vector.connect(event));
             }
         }
         if index == index::MSIX {
@@ -268,7 +302,7 @@ impl Interrupts {
                 index::INTX => self.set_intx_bit(MASKED, masked),
                 index::MSIX => {
                     if let Some(vector) = self.vector(index, vector) {
-                        vector.mask(masked);
+                        self.expect(vector.mask(masked));
                     }
                 }
                 _ => return Err(IrqError::NotMaskable),
@@ -282,11 +316,11 @@ impl Interrupts {
         self.check(index, start, count as usize)?;
         for vector in start..start + count {
             if index == index::INTX {
-                if let Some(fd) = self.intx_event.load().as_ref() {
-                    signal_eventfd(fd);
+                if let Some(event) = self.intx_event.load().as_ref() {
+                    self.expect(event.signal());
                 }
             } else if let Some(vector) = self.vector(index, vector) {
-                vector.trigger();
+                self.expect(vector.trigger());
             }
         }
         Ok(())
@@ -315,13 +349,8 @@ impl Interrupts {
     }
 }
 
-/// One write. A full counter (EAGAIN) has signalled already; nothing else can be helped here.
-#[inline]
-fn signal_eventfd(fd: &OwnedFd) {
-    let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
-}
-
-/// Whether a descriptor is an eventfd. Makes it non-blocking: a client that fills it must not stop a reactor.
+/// Whether a descriptor is an eventfd. Makes it non-blocking: a full one must not stop a reactor. The client
+/// can take that back, for it shares the open file; then the [watchdog](crate::watchdog) has to act.
 fn accept_eventfd(fd: &OwnedFd) -> bool {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     use std::os::fd::AsRawFd;
@@ -337,133 +366,4 @@ fn accept_eventfd(fd: &OwnedFd) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rustix::event::{EventfdFlags, eventfd};
-
-    fn event() -> (OwnedFd, OwnedFd) {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        (fd.try_clone().unwrap(), fd)
-    }
-
-    /// Reads and resets the counter.
-    fn count(fd: &OwnedFd) -> u64 {
-        let mut data = [0; 8];
-        match rustix::io::read(fd, &mut data) {
-            Ok(_) => u64::from_ne_bytes(data),
-            Err(_) => 0,
-        }
-    }
-
-    #[test]
-    fn a_vector_signals_its_eventfd() {
-        let irqs = Interrupts::new(4);
-        assert!(!irqs.msix_enabled());
-        let (mine, theirs) = event();
-        irqs.set_eventfds(index::MSIX, 3, vec![Some(theirs)]).unwrap();
-        assert!(irqs.msix_enabled());
-        irqs.trigger(3);
-        irqs.trigger(2);
-        irqs.trigger(4);
-        assert_eq!(count(&mine), 1);
-        assert!(irqs.is_pending(2));
-    }
-
-    #[test]
-    fn a_vector_without_an_eventfd_or_masked_is_delivered_later() {
-        let irqs = Interrupts::new(1);
-        irqs.trigger(0);
-        let (mine, theirs) = event();
-        irqs.set_eventfds(index::MSIX, 0, vec![Some(theirs)]).unwrap();
-        assert_eq!(count(&mine), 1);
-        irqs.set_masked(index::MSIX, 0, 1, true).unwrap();
-        irqs.trigger(0);
-        irqs.trigger(0);
-        assert_eq!(count(&mine), 0);
-        irqs.set_masked(index::MSIX, 0, 1, false).unwrap();
-        assert_eq!(count(&mine), 1);
-        irqs.set_masked(index::MSIX, 0, 1, false).unwrap();
-        assert_eq!(count(&mine), 0);
-        irqs.set_eventfds(index::MSIX, 0, vec![None]).unwrap();
-        assert!(irqs.msix_enabled());
-        irqs.trigger(0);
-        irqs.disable(index::MSIX).unwrap();
-        assert!(!irqs.msix_enabled() && !irqs.is_pending(0));
-    }
-
-    #[test]
-    fn a_full_eventfd_stops_nobody() {
-        let irqs = Interrupts::new(1);
-        // Blocking, as its maker left it.
-        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        rustix::io::write(&fd, &0xffff_ffff_ffff_fffeu64.to_ne_bytes()).unwrap();
-        irqs.set_eventfds(index::MSIX, 0, vec![Some(fd)]).unwrap();
-        irqs.trigger(0);
-    }
-
-    #[test]
-    fn replacing_the_eventfd_under_signals_loses_none() {
-        let irqs = Interrupts::new(1);
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|s| {
-            s.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    irqs.trigger(0);
-                }
-            });
-            for round in 0..500 {
-                let (mine, theirs) = event();
-                irqs.set_eventfds(index::MSIX, 0, vec![Some(theirs)]).unwrap();
-                let start = std::time::Instant::now();
-                while count(&mine) == 0 {
-                    assert!(start.elapsed().as_secs() < 10, "no signal in round {round}");
-                }
-                if round % 3 == 0 {
-                    irqs.set_eventfds(index::MSIX, 0, vec![None]).unwrap();
-                }
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-    }
-
-    #[test]
-    fn intx_masks_itself_and_signals_again_when_unmasked_high() {
-        let irqs = Interrupts::new(1);
-        irqs.set_intx(true);
-        let (mine, theirs) = event();
-        irqs.set_eventfds(index::INTX, 0, vec![Some(theirs)]).unwrap();
-        assert_eq!(count(&mine), 1);
-        irqs.set_intx(false);
-        irqs.set_intx(true);
-        assert_eq!(count(&mine), 0, "masked by its own signal");
-        irqs.set_masked(index::INTX, 0, 1, false).unwrap();
-        assert_eq!(count(&mine), 1);
-        irqs.set_intx(false);
-        irqs.set_masked(index::INTX, 0, 1, false).unwrap();
-        assert_eq!(count(&mine), 0);
-        irqs.set_intx_disabled(true);
-        irqs.set_intx(true);
-        assert_eq!(count(&mine), 0);
-        irqs.set_intx_disabled(false);
-        assert_eq!(count(&mine), 1);
-    }
-
-    #[test]
-    fn ranges_are_checked_without_overflow() {
-        let irqs = Interrupts::new(2);
-        let none = |n| (0..n).map(|_| None).collect::<Vec<_>>();
-        assert_eq!(irqs.set_eventfds(index::MSIX, 1, none(2)), Err(IrqError::NoSuchVector));
-        assert_eq!(irqs.set_eventfds(index::MSIX, u32::MAX, none(1)), Err(IrqError::NoSuchVector));
-        assert_eq!(irqs.fire(index::MSIX, 1, u32::MAX), Err(IrqError::NoSuchVector));
-        assert_eq!(irqs.set_masked(index::ERR, 0, 1, true), Err(IrqError::NotMaskable));
-        assert_eq!(irqs.disable(index::COUNT), Err(IrqError::NoSuchVector));
-    }
-
-    #[test]
-    fn only_eventfds_are_accepted() {
-        let irqs = Interrupts::new(1);
-        let (pipe, _other) = rustix::pipe::pipe().unwrap();
-        assert_eq!(irqs.set_eventfds(index::MSIX, 0, vec![Some(pipe)]), Err(IrqError::NotEventfd));
-        assert!(!irqs.msix_enabled());
-    }
-}
+mod tests;

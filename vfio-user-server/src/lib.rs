@@ -18,6 +18,7 @@ pub mod session;
 pub mod sigbus;
 mod socket;
 pub mod version;
+mod watchdog;
 pub mod wire;
 
 pub use dma::{Access, DmaFault, DmaSpace, DmaTable, Hint, MapError, MapFlags, RegionMask, Retired};

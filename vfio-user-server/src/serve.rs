@@ -117,7 +117,8 @@ async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFu
         let received = tokio::select! {
             biased;
             () = &mut broken => {
-                tracing::error!("the client took away memory that it had mapped; closing its connection");
+                let cause = host.dma.breakage().cause();
+                tracing::error!(?cause, "the client took away what it had given; closing its connection");
                 return socket;
             }
             received = socket.receive(&mut decoder) => received,
@@ -195,7 +196,7 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Resolves when a mapping of the client's memory has faulted.
+/// Resolves when the client has to be disconnected.
 async fn memory_broken(host: &Host) {
     let event = host.dma.broken_event();
     let event = event.and_then(|event| watch(event, Interest::READABLE).ok());

@@ -12,13 +12,23 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Whether memory of one owner was taken away, and the event that tells.
+/// What a client did that only the end of its connection answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It took away memory that it had mapped.
+    Memory,
+    /// It made an eventfd block.
+    Eventfd,
+}
+
+/// Whether a client has to be disconnected, and the event that tells.
 #[derive(Debug)]
 pub struct Breakage {
-    broken: AtomicBool,
+    /// 0, or 1 more than a [`Cause`].
+    broken: AtomicU8,
     /// Missing when the process was out of descriptors; the flag still works.
     event: Option<Arc<OwnedFd>>,
 }
@@ -28,32 +38,40 @@ impl Breakage {
     pub fn new() -> Self {
         use rustix::event::{EventfdFlags, eventfd};
         Self {
-            broken: AtomicBool::new(false),
+            broken: AtomicU8::new(0),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok().map(Arc::new),
         }
     }
 
-    /// Whether a mapping of this owner has faulted.
+    /// Whether the client has to be disconnected.
+    #[inline]
     pub fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
+        self.broken.load(Ordering::Acquire) != 0
     }
 
-    /// Becomes readable when a mapping of this owner faults.
+    /// What it did.
+    pub fn cause(&self) -> Option<Cause> {
+        let causes = [Cause::Memory, Cause::Eventfd];
+        let broken = self.broken.load(Ordering::Acquire);
+        causes.into_iter().find(|&cause| cause as u8 + 1 == broken)
+    }
+
+    /// Becomes readable when [`Self::is_broken`] turns true.
     pub fn event(&self) -> Option<Arc<OwnedFd>> {
         self.event.clone()
     }
 
-    /// Forgets the fault, for the next client.
+    /// Forgets it, for the next client.
     pub fn repair(&self) {
-        self.broken.store(false, Ordering::Release);
+        self.broken.store(0, Ordering::Release);
         if let Some(event) = &self.event {
             let _ = rustix::io::read(event, &mut [0u8; 8]);
         }
     }
 
     /// Async-signal-safe: one store and one write(2).
-    fn set(&self) {
-        self.broken.store(true, Ordering::Release);
+    pub(crate) fn set(&self, cause: Cause) {
+        self.broken.store(cause as u8 + 1, Ordering::Release);
         if let Some(event) = &self.event {
             let one = 1u64.to_ne_bytes();
             // SAFETY: writes 8 bytes from a live array to a descriptor this struct owns; write(2) is
@@ -234,7 +252,7 @@ fn cover(address: usize) -> bool {
         }
         // SAFETY: the registration keeps its `Arc<Breakage>` until its drop has waited for ACTIVE.
         if let Some(owner) = unsafe { slot.owner.load(Ordering::Relaxed).as_ref() } {
-            owner.set();
+            owner.set(Cause::Memory);
         }
         return true;
     }

@@ -134,7 +134,7 @@ fn the_pin_shows_in_the_status_register() {
 
 #[test]
 fn the_msix_table_is_memory_and_the_pending_bits_are_not() {
-    let interrupts = Interrupts::new(129);
+    let interrupts = Interrupts::new(129, Default::default());
     let mut bar = MsixBar::new(129);
     let mut data = [0xee; 16];
     bar.read(0, &mut data, &interrupts);

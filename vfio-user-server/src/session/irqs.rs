@@ -71,6 +71,9 @@ impl Session {
     }
 }
 
-fn errno(_: IrqError) -> Errno {
-    libc::EINVAL
+fn errno(error: IrqError) -> Errno {
+    match error {
+        IrqError::Unavailable => libc::ENOMEM,
+        IrqError::NoSuchVector | IrqError::NotMaskable | IrqError::NotEventfd => libc::EINVAL,
+    }
 }
