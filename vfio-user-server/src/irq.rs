@@ -349,13 +349,22 @@ impl Interrupts {
     }
 }
 
-/// Whether a descriptor is an eventfd. Makes it non-blocking: a full one must not stop a reactor. The client
-/// can take that back, for it shares the open file; then the [watchdog](crate::watchdog) has to act.
+/// Whether a descriptor is an eventfd. Nothing is if it cannot be found out.
+fn is_eventfd(fd: &OwnedFd) -> bool {
+    use std::os::fd::AsRawFd;
+    is_eventfd_link(std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())))
+}
+
+/// Other files are somewhere, so their links begin with a slash, or are anonymous under names of their own.
+fn is_eventfd_link(link: std::io::Result<std::path::PathBuf>) -> bool {
+    link.is_ok_and(|name| name.as_os_str() == "anon_inode:[eventfd]")
+}
+
+/// Makes an eventfd non-blocking: a full one must not stop a reactor. The client can take that back, for it
+/// shares the open file; then the [watchdog](crate::watchdog) has to act.
 fn accept_eventfd(fd: &OwnedFd) -> bool {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-    use std::os::fd::AsRawFd;
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    if link.is_ok_and(|name| name.as_os_str() != "anon_inode:[eventfd]") {
+    if !is_eventfd(fd) {
         return false;
     }
     match fcntl_getfl(fd.as_fd()) {

@@ -184,3 +184,12 @@ fn an_eventfd_that_blocks_after_all_costs_the_client_its_eventfds() {
         assert_eq!(count(&mine), 1, "the next client");
     }
 }
+
+#[test]
+fn what_cannot_be_looked_at_is_no_eventfd() {
+    assert!(is_eventfd(&event().0));
+    assert!(!is_eventfd_link(Err(std::io::ErrorKind::NotFound.into())), "no /proc");
+    for name in ["/anon_inode:[eventfd]", "socket:[1]", "anon_inode:[eventpoll]", ""] {
+        assert!(!is_eventfd_link(Ok(name.into())), "{name}");
+    }
+}
