@@ -186,6 +186,12 @@ impl Home {
                 engine.shared.registers().set_ready();
                 tracing::debug!(controller = engine.shared.cntlid, "controller is ready");
             }
+            // Firmware and the kernel each find out: the remedy is told once.
+            Err(Refusal::Queue(queue, fault @ DmaFault::NotShared { .. })) => {
+                engine.shared.tell_not_shared();
+                tracing::debug!(controller = engine.shared.cntlid, queue, %fault, "the host cannot enable the controller");
+                engine.shared.registers().set_fatal();
+            }
             Err(reason) => {
                 if let Some(suppressed) = LIMIT.check() {
                     let controller = engine.shared.cntlid;
@@ -233,17 +239,26 @@ impl Home {
     }
 }
 
+/// Why the controller cannot be enabled.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("{0}")]
+    Registers(&'static str),
+    #[error("{0}: {1}")]
+    Queue(&'static str, DmaFault),
+}
+
 impl Up {
-    fn new(engine: &Engine, enabled: Enabled) -> Result<Self, String> {
-        Registers::check(&enabled).map_err(str::to_owned)?;
+    fn new(engine: &Engine, enabled: Enabled) -> Result<Self, Refusal> {
+        Registers::check(&enabled).map_err(Refusal::Registers)?;
         let doorbells = engine.shared.doorbells();
         let asqs = u32::from(enabled.aqa.asqs_z()) + 1;
         let acqs = u32::from(enabled.aqa.acqs_z()) + 1;
         let mut sq = SubmissionQueue::new(0, enabled.asq, asqs, 0, doorbells.doorbell(0, false));
         let mut cq = CompletionQueue::new(0, enabled.acq, acqs, Some(0), doorbells.doorbell(0, true));
         let table = engine.memory.table();
-        sq.map(table).map_err(|fault: DmaFault| format!("admin submission queue: {fault}"))?;
-        cq.map(table).map_err(|fault: DmaFault| format!("admin completion queue: {fault}"))?;
+        sq.map(table).map_err(|fault| Refusal::Queue("admin submission queue", fault))?;
+        cq.map(table).map_err(|fault| Refusal::Queue("admin completion queue", fault))?;
         let admin = Admin::new(engine.shared.clone(), 4096 << enabled.cc.mps(), enabled.cc);
         Ok(Self { enabled, doorbells, sq, cq, admin, waiting: Vec::new() })
     }

@@ -176,7 +176,7 @@ impl Shared {
         if !self.told_not_shared.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 controller = self.cntlid,
-                "a command names guest memory that the VMM did not share: start it with shared memory \
+                "guest memory was mapped without a descriptor: start the VMM with shared memory \
                  (QEMU: -object memory-backend-memfd,share=on; cloud-hypervisor: --memory shared=on)"
             );
         }
