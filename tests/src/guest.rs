@@ -135,7 +135,7 @@ impl Vm {
     #[track_caller]
     pub fn complaints(&self) -> String {
         self.ok("dmesg --level=emerg,alert,crit,err,warn | grep -iE 'nvme|I/O error|DMAR' | \
-                 grep -vE ': resetting controller$|: no usable path - requeuing I/O$' || true")
+                 grep -vE ': resetting controller$|: no usable path - requeuing I/O$|callbacks suppressed$' || true")
     }
 
     /// Unplugs a disk. False when QEMU ended over it.
