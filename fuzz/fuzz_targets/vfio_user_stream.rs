@@ -80,6 +80,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         serial_number: 6,
         bars: vec![Bar { index: 0, size: 0x4000, mappable: Some(area) }],
         msix_vectors: 33,
+        msi: false,
         intx: true,
     };
     let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();

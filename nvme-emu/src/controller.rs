@@ -35,8 +35,10 @@ pub struct ControllerConfig {
     pub queue_entries: u32,
     /// Largest transfer in bytes: 8 KiB to 1 MiB, a power of two.
     pub max_transfer: u32,
-    /// Offer the INTx pin for guests without MSI-X.
+    /// Offer the INTx pin for guests without message-signalled interrupts.
     pub intx: bool,
+    /// Offer MSI, with at most 32 vectors, in place of MSI-X.
+    pub msi: bool,
     /// Offer shadow doorbells (Doorbell Buffer Config), with at most 31 I/O queue pairs. Of use where the VMM
     /// does not map the doorbells.
     pub shadow_doorbells: bool,
@@ -51,6 +53,7 @@ impl Default for ControllerConfig {
             queue_entries: 1024,
             max_transfer: 1 << 20,
             intx: false,
+            msi: false,
             shadow_doorbells: false,
             workers: 1,
         }
@@ -103,9 +106,10 @@ impl Controller {
         config: ControllerConfig,
     ) -> io::Result<(Arc<Self>, Vec<WorkerSeed>)> {
         let config = config.check()?;
-        // One vector for the admin queue and one for each I/O queue pair.
-        let msix_vectors = config.io_queues + 1;
-        let host = Arc::new(Host::new(msix_vectors));
+        // One vector for the admin queue and one for each I/O queue pair; of MSI a power of two.
+        let wanted = config.io_queues + 1;
+        let msix_vectors = if config.msi { wanted.next_power_of_two().min(32) } else { wanted };
+        let host = Arc::new(if config.msi { Host::with_msi(msix_vectors) } else { Host::new(msix_vectors) });
         let doorbells = Doorbells::new(config.io_queues)?;
         let area = mappable(&doorbells);
         let cntlid = subsystem.reserve_controller();
@@ -123,6 +127,7 @@ impl Controller {
                 mappable: Some(area),
             }],
             msix_vectors,
+            msi: config.msi,
             intx: config.intx,
         };
         let workers = config.workers;

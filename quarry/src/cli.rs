@@ -195,6 +195,7 @@ impl Serve {
             max_transfer: defaults::MAX_TRANSFER,
             intx: false,
             shadow_doorbells: false,
+            msi: false,
             reactors: Vec::new(),
         };
         config.controllers.insert(CONTROLLER.to_owned(), controller);

@@ -328,6 +328,7 @@ fn build_controller(
             max_transfer: config.max_transfer,
             intx: config.intx,
             shadow_doorbells: config.shadow_doorbells,
+            msi: config.msi,
             workers: chosen.len(),
         },
     )

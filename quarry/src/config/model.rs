@@ -213,6 +213,8 @@ pub struct ControllerConfig {
     pub intx: bool,
     /// Offer shadow doorbells (Doorbell Buffer Config); at most 31 I/O queue pairs then.
     pub shadow_doorbells: bool,
+    /// Offer MSI in place of MSI-X.
+    pub msi: bool,
     /// The reactors its queues are spread over, its home first; all of them if empty.
     pub reactors: Vec<At<usize>>,
 }

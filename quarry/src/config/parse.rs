@@ -212,6 +212,7 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
     let max_transfer = section.size("max_transfer").and_then(|size| check_max_transfer(size, sink));
     let intx = section.flag("intx");
     let shadow_doorbells = section.flag("shadow_doorbells");
+    let msi = section.flag("msi");
     let most_queues = if shadow_doorbells { defaults::IO_QUEUES_WITH_SHADOW } else { defaults::IO_QUEUES };
     if let Some(queues) = io_queues.as_ref().filter(|queues| queues.value > u64::from(most_queues)) {
         sink.error(
@@ -237,6 +238,7 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
         max_transfer: max_transfer.unwrap_or(defaults::MAX_TRANSFER),
         intx,
         shadow_doorbells,
+        msi,
         reactors: reactors.into_iter().map(|n| n.map(|n| n as usize)).collect(),
     })
 }
