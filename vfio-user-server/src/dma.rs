@@ -9,7 +9,7 @@ mod mapping;
 mod tests;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -447,6 +447,18 @@ impl DmaSpace {
         offset: u64,
         flags: MapFlags,
     ) -> Result<(), MapError> {
+        self.map_borrowed(iova, size, fd.as_ref().map(OwnedFd::as_fd), offset, flags)
+    }
+
+    /// The same; the descriptor is not needed afterwards.
+    pub(crate) fn map_borrowed(
+        &self,
+        iova: u64,
+        size: u64,
+        fd: Option<BorrowedFd<'_>>,
+        offset: u64,
+        flags: MapFlags,
+    ) -> Result<(), MapError> {
         if size == 0 {
             return Err(MapError::Empty);
         }
@@ -471,7 +483,7 @@ impl DmaSpace {
                 if size > MAX_MAPPED - mapped {
                     return Err(MapError::TooLarge);
                 }
-                Some(Arc::new(Mapping::new(&fd, offset, size, flags, self.breakage.clone())?))
+                Some(Arc::new(Mapping::new(fd, offset, size, flags, self.breakage.clone())?))
             }
             _ => None,
         };

@@ -25,7 +25,7 @@ pub struct Message {
     pub header: Header,
     /// What follows the header.
     pub payload: Vec<u8>,
-    /// Descriptors that came with it. Closed unless taken out.
+    /// Descriptors that came with it. Closed unless taken out, which may take as long as the sender likes.
     pub fds: Vec<OwnedFd>,
     /// Whether descriptors were lost: more came than a message may have.
     pub fds_lost: bool,
@@ -50,6 +50,8 @@ pub struct Decoder {
     filled: usize,
     fds: Vec<OwnedFd>,
     fds_lost: bool,
+    /// More than a message may have.
+    surplus: Vec<OwnedFd>,
 }
 
 impl Decoder {
@@ -61,6 +63,18 @@ impl Decoder {
     /// Whether part of a message has arrived.
     pub fn is_inside(&self) -> bool {
         self.have > 0 || !self.fds.is_empty()
+    }
+
+    /// Takes out the descriptors that no message can have. The caller closes them.
+    pub fn take_surplus(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.surplus)
+    }
+
+    /// Takes out the descriptors of a message that is not to be completed, too.
+    pub fn take_all(&mut self) -> Vec<OwnedFd> {
+        let mut all = self.take_surplus();
+        all.append(&mut self.fds);
+        all
     }
 
     /// Where the next bytes belong. Never empty.
@@ -88,6 +102,7 @@ impl Decoder {
                 self.fds.push(fd);
             } else {
                 self.fds_lost = true;
+                self.surplus.push(fd);
             }
         }
         if self.have < HEADER {
@@ -104,7 +119,8 @@ impl Decoder {
         if HEADER + self.filled < self.header.size as usize {
             return Ok(None);
         }
-        let done = std::mem::take(self);
+        let surplus = std::mem::take(&mut self.surplus);
+        let done = std::mem::replace(self, Self { surplus, ..Self::default() });
         Ok(Some(Message {
             header: done.header,
             payload: done.payload,
@@ -172,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_beyond_the_limit_are_closed() {
+    fn descriptors_beyond_the_limit_are_handed_out_apart() {
         let mut decoder = Decoder::new();
         let fds = || (0..200).map(|_| std::io::stdout().as_fd().try_clone_to_owned().unwrap());
         decoder.buffer()[0] = 0;
@@ -180,5 +196,7 @@ mod tests {
         decoder.advance(1, fds(), false).unwrap();
         assert_eq!(decoder.fds.len(), MAX_FDS);
         assert!(decoder.fds_lost);
+        assert_eq!(decoder.take_surplus().len(), 400 - MAX_FDS);
+        assert_eq!(decoder.take_all().len(), MAX_FDS);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::closer::Closer;
 use crate::{DmaSpace, Interrupts};
 
 /// Guest memory, interrupts and the bus-master switch of one function. Lives as long as the function;
@@ -13,6 +14,8 @@ pub struct Host {
     /// Interrupts towards the guest.
     pub interrupts: Interrupts,
     bus_master: AtomicBool,
+    /// For descriptors that the client sent and that are of no use.
+    pub(crate) closer: Closer,
 }
 
 impl Host {
@@ -20,14 +23,7 @@ impl Host {
     pub fn new(msix_vectors: u16) -> Self {
         let dma = DmaSpace::new();
         let interrupts = Interrupts::new(msix_vectors, dma.breakage().clone());
-        Self { dma, interrupts, bus_master: AtomicBool::new(false) }
-    }
-
-    /// The same for a function with MSI in place of MSI-X.
-    pub fn with_msi(vectors: u16) -> Self {
-        let mut host = Self::new(vectors);
-        host.interrupts = Interrupts::with_msi(vectors, host.dma.breakage().clone());
-        host
+        Self { dma, interrupts, bus_master: AtomicBool::new(false), closer: Closer::default() }
     }
 
     /// Whether the function may reach guest memory and raise interrupts (PCI Command register, bit 2, and

@@ -5,6 +5,7 @@
 //!
 //! What it leaves out: DMA by messages (DMA_READ, DMA_WRITE), ioeventfds, the twin socket, migration.
 
+mod closer;
 pub mod dma;
 pub mod frame;
 pub mod function;

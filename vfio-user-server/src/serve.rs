@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::frame::Decoder;
 use crate::function::PciFunction;
 use crate::ratelimit::RateLimit;
 use crate::session::{Output, Progress, Session, Wait};
@@ -45,12 +44,28 @@ pub async fn serve(
     let mut shutdown = pin!(shutdown);
     let mut next: Option<Socket> = None;
     loop {
+        let mut log_wait = true;
+        while host.closer.is_exhausted() {
+            if std::mem::take(&mut log_wait)
+                && let Some(suppressed) = log.check()
+            {
+                tracing::error!(
+                    suppressed,
+                    "descriptors that clients sent cannot be closed; no client is served until some can"
+                );
+            }
+            tokio::select! {
+                biased;
+                () = &mut shutdown => return Ok(()),
+                () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+            }
+        }
         let socket = match next.take() {
             Some(socket) => socket,
             None => tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
-                socket = accept(&listening, &log) => socket,
+                socket = accept(&listening, &host, &log) => socket,
             },
         };
         tracing::info!("client connected");
@@ -61,12 +76,16 @@ pub async fn serve(
                 biased;
                 socket = &mut running => break (Some(socket), false),
                 () = &mut shutdown => break (None, true),
-                other = accept(&listening, &log), if next.is_none() => next = admit(&current, other, &log),
+                other = accept(&listening, &host, &log), if next.is_none() && !host.closer.is_behind() => {
+                    next = admit(current.as_deref(), other, &log);
+                },
             }
         };
         detach(&host, &function).await;
         // Only now may the client believe that its memory is its own again.
-        drop((socket, current));
+        drop(current);
+        drop(socket);
+        host.closer.renew();
         if stop {
             return Ok(());
         }
@@ -75,8 +94,8 @@ pub async fn serve(
 }
 
 /// Keeps a client that comes while `current` is being served only if that one has left already.
-fn admit(current: &OwnedFd, other: Socket, log: &RateLimit) -> Option<Socket> {
-    if socket::is_hung_up(current.as_fd()) {
+fn admit(current: Option<&OwnedFd>, other: Socket, log: &RateLimit) -> Option<Socket> {
+    if current.is_none_or(|current| socket::is_hung_up(current.as_fd())) {
         return Some(other);
     }
     if let Some(suppressed) = log.check() {
@@ -86,7 +105,7 @@ fn admit(current: &OwnedFd, other: Socket, log: &RateLimit) -> Option<Socket> {
 }
 
 /// The next connection. Errors are logged and waited out.
-async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, log: &RateLimit) -> Socket {
+async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, host: &Arc<Host>, log: &RateLimit) -> Socket {
     loop {
         let accepted = match listener.readable().await {
             Ok(mut ready) => match ready.try_io(|listener| listener::accept(listener.get_ref())) {
@@ -95,7 +114,7 @@ async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, log: &RateLimit) -> Socket {
             },
             Err(error) => Err(error),
         };
-        match accepted.and_then(Socket::new) {
+        match accepted.and_then(|fd| Socket::new(fd, host.clone())) {
             Ok(socket) => return socket,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -111,7 +130,6 @@ async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, log: &RateLimit) -> Socket {
 /// Speaks with a client until it leaves or has to go. Returns the socket, still open.
 async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFunction>) -> Socket {
     let mut session = Session::new(host.clone(), function.clone());
-    let mut decoder = Decoder::new();
     let mut broken = pin!(memory_broken(host));
     loop {
         let received = tokio::select! {
@@ -121,7 +139,7 @@ async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFu
                 tracing::error!(?cause, "the client took away what it had given; closing its connection");
                 return socket;
             }
-            received = socket.receive(&mut decoder) => received,
+            received = socket.receive() => received,
         };
         let output = match received {
             Ok(Received::Message(message)) => {
@@ -133,7 +151,7 @@ async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFu
             }
             Ok(Received::Broken(bad)) => session.reject(bad.0),
             Ok(Received::Closed) => {
-                if decoder.is_inside() {
+                if socket.is_inside() {
                     tracing::info!("client left in the middle of a message");
                 }
                 return socket;

@@ -117,8 +117,20 @@ impl Session {
         }
     }
 
-    /// Handles one message. Descriptors that it does not need are closed.
+    /// Handles one message. Descriptors that it does not need are closed, on another thread.
     pub fn handle(&mut self, mut message: Message) -> Progress {
+        let takes = matches!(message.header.command, command::DMA_MAP | command::DEVICE_SET_IRQS);
+        let mut fds = std::mem::take(&mut message.fds);
+        if !takes {
+            self.host.closer.close(fds.drain(..));
+        }
+        let progress = self.dispatch(message, &mut fds);
+        self.host.closer.close(fds);
+        progress
+    }
+
+    /// Takes out of `fds` what it keeps.
+    fn dispatch(&mut self, message: Message, fds: &mut Vec<OwnedFd>) -> Progress {
         let header = message.header;
         debug_assert!(self.pending.is_none(), "a request is being waited for");
         if header.flags & flags::TYPE == flags::REPLY {
@@ -141,13 +153,13 @@ impl Session {
         }
         let handled = match header.command {
             command::VERSION => Err(libc::EINVAL),
-            command::DMA_MAP => self.dma_map(&mut message),
+            command::DMA_MAP => self.dma_map(&message, fds),
             command::DMA_UNMAP => self.dma_unmap(&message),
             command::DEVICE_GET_INFO => self.device_info(&message),
             command::DEVICE_GET_REGION_INFO => self.region_info(&message),
             command::DEVICE_GET_REGION_IO_FDS => self.region_io_fds(&message),
             command::DEVICE_GET_IRQ_INFO => self.irq_info(&message),
-            command::DEVICE_SET_IRQS => self.set_irqs(&mut message),
+            command::DEVICE_SET_IRQS => self.set_irqs(&message, fds),
             command::REGION_READ => self.region_read(&message),
             command::REGION_WRITE => self.region_write(&message),
             command::REGION_WRITE_MULTI => self.region_write_multi(message, 0),

@@ -14,12 +14,17 @@ use rustix::net::{
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
 
+use crate::Host;
 use crate::frame::{Decoder, MAX_FDS, Message};
 use crate::session::Reply;
 
 /// A connection to a client.
 pub(crate) struct Socket {
-    fd: AsyncFd<Arc<OwnedFd>>,
+    /// There until the end.
+    fd: Option<AsyncFd<Arc<OwnedFd>>>,
+    /// What has arrived of a message.
+    decoder: Decoder,
+    host: Arc<Host>,
     /// Room for descriptors, kept from message to message.
     ancillary: Box<[MaybeUninit<u8>]>,
 }
@@ -34,36 +39,59 @@ pub(crate) enum Received {
 
 impl Socket {
     /// Takes over a connected socket.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&fd, true)?;
+    pub(crate) fn new(fd: OwnedFd, host: Arc<Host>) -> io::Result<Self> {
+        let fd = Arc::new(fd);
+        let watched = rustix::io::ioctl_fionbio(&fd, true)
+            .map_err(io::Error::from)
+            .and_then(|()| watch(fd.clone(), Interest::READABLE | Interest::WRITABLE));
+        let watched = match watched {
+            Ok(watched) => watched,
+            Err(error) => {
+                host.closer.close_connection(fd);
+                return Err(error);
+            }
+        };
         let space = rustix::cmsg_space!(ScmRights(MAX_FDS));
         Ok(Self {
-            fd: watch(Arc::new(fd), Interest::READABLE | Interest::WRITABLE)?,
+            fd: Some(watched),
+            decoder: Decoder::new(),
+            host,
             ancillary: vec![MaybeUninit::uninit(); space].into(),
         })
     }
 
-    /// Whether the client has gone or will send nothing more. One poll(2), no waiting.
-    pub(crate) fn is_hung_up(&self) -> bool {
-        is_hung_up(self.fd.get_ref().as_fd())
+    fn fd(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
+        self.fd.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// The connection, to look at from elsewhere.
-    pub(crate) fn handle(&self) -> Arc<OwnedFd> {
-        self.fd.get_ref().clone()
+    /// Whether part of a message has arrived.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.decoder.is_inside()
+    }
+
+    /// Whether the client has gone or will send nothing more. One poll(2), no waiting.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        self.fd().map_or(true, |fd| is_hung_up(fd.get_ref().as_fd()))
+    }
+
+    /// The connection, to look at from elsewhere. To be dropped before the socket, which is to close it.
+    pub(crate) fn handle(&self) -> Option<Arc<OwnedFd>> {
+        self.fd.as_ref().map(|fd| fd.get_ref().clone())
     }
 
     /// Reads until a message is whole. May be dropped at any time; nothing is lost.
-    pub(crate) async fn receive(&mut self, decoder: &mut Decoder) -> io::Result<Received> {
+    pub(crate) async fn receive(&mut self) -> io::Result<Received> {
         loop {
+            // No more descriptors before there is room for them.
+            self.host.closer.settle().await?;
             // Lets others run on this thread however fast the client sends.
             tokio::task::coop::consume_budget().await;
-            match self.receive_some(decoder) {
+            match self.receive_some() {
                 Ok(Some(received)) => return Ok(received),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let mut ready = self.fd.readable().await?;
+                    let mut ready = self.fd()?.readable().await?;
                     // Taken back before the next look: what comes after that makes it ready again.
                     ready.clear_ready_matching(Ready::READABLE);
                 }
@@ -72,11 +100,12 @@ impl Socket {
         }
     }
 
-    fn receive_some(&mut self, decoder: &mut Decoder) -> io::Result<Option<Received>> {
+    fn receive_some(&mut self) -> io::Result<Option<Received>> {
+        let fd = self.fd.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut control = RecvAncillaryBuffer::new(&mut self.ancillary);
-        let buffer = &mut [IoSliceMut::new(decoder.buffer())];
+        let buffer = &mut [IoSliceMut::new(self.decoder.buffer())];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let got = recvmsg(self.fd.get_ref(), buffer, &mut control, flags)?;
+        let got = recvmsg(fd.get_ref(), buffer, &mut control, flags)?;
         let lost = got.flags.contains(ReturnFlags::CTRUNC);
         // Owned from here on: whatever is not taken is closed.
         let fds = control.drain().filter_map(|message| match message {
@@ -84,10 +113,12 @@ impl Socket {
             _ => None,
         });
         if got.bytes == 0 {
-            fds.flatten().for_each(drop);
+            self.host.closer.close(fds.flatten());
             return Ok(Some(Received::Closed));
         }
-        Ok(match decoder.advance(got.bytes, fds.flatten(), lost) {
+        let advanced = self.decoder.advance(got.bytes, fds.flatten(), lost);
+        self.host.closer.close(self.decoder.take_surplus());
+        Ok(match advanced {
             Ok(message) => message.map(Received::Message),
             Err(bad) => Some(Received::Broken(bad)),
         })
@@ -102,7 +133,7 @@ impl Socket {
                 Ok(n) => sent += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let mut ready = self.fd.writable().await?;
+                    let mut ready = self.fd()?.writable().await?;
                     ready.clear_ready_matching(Ready::WRITABLE);
                 }
                 Err(error) => return Err(error),
@@ -124,7 +155,7 @@ impl Socket {
         }
         let bytes = [IoSlice::new(&reply.bytes[sent..])];
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        Ok(sendmsg(self.fd.get_ref(), &bytes, &mut control, flags)?)
+        Ok(sendmsg(self.fd()?.get_ref(), &bytes, &mut control, flags)?)
     }
 
     /// Resolves when the client has gone, even with unread requests of it in the socket.
@@ -132,10 +163,20 @@ impl Socket {
         while !self.is_hung_up() {
             // The kernel reports the end as an event of its own; requests that arrive before it only make
             // this loop look once more. `receive` reads before it waits, so it misses nothing.
-            match self.fd.readable().await {
+            let Ok(fd) = self.fd() else { return };
+            match fd.readable().await {
                 Ok(mut ready) => ready.clear_ready(),
                 Err(_) => return,
             }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.host.closer.close(self.decoder.take_all());
+        if let Some(fd) = self.fd.take() {
+            self.host.closer.close_connection(fd.into_inner());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One piece of a client's memory, mapped into this process.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `size` bytes of `fd` at `offset`. The descriptor is not needed afterwards.
     pub(super) fn new(
-        fd: &OwnedFd,
+        fd: BorrowedFd<'_>,
         offset: u64,
         size: u64,
         flags: MapFlags,
@@ -97,7 +97,7 @@ impl Drop for Mapping {
 }
 
 /// Refuses what cannot be guest memory. Returns the file's page size.
-fn check_file(fd: &OwnedFd, offset: u64, size: u64) -> Result<u64, MapError> {
+fn check_file(fd: BorrowedFd<'_>, offset: u64, size: u64) -> Result<u64, MapError> {
     let end = offset.checked_add(size).filter(|&end| i64::try_from(end).is_ok());
     let end = end.ok_or(MapError::TooLarge)?;
     let stat = rustix::fs::fstat(fd).map_err(|e| MapError::Os(e.into()))?;

@@ -1,5 +1,6 @@
 //! DMA_MAP and DMA_UNMAP.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{Errno, Handled, Pending, Session, Wait};
@@ -12,13 +13,14 @@ use crate::wire::{DmaMap, DmaUnmap, dma_map, dma_unmap};
 const RETIRE: Duration = Duration::from_secs(3);
 
 impl Session {
-    pub(super) fn dma_map(&mut self, message: &mut Message) -> Result<Handled, Errno> {
+    pub(super) fn dma_map(&mut self, message: &Message, fds: &mut Vec<OwnedFd>) -> Result<Handled, Errno> {
         let map: DmaMap = message.fixed().ok_or(libc::EINVAL)?;
         let known = dma_map::READ | dma_map::WRITE | dma_map::MMAP | dma_map::FILE_IO;
-        if (map.argsz as usize) < size_of::<DmaMap>() || map.flags & !known != 0 || message.fds.len() > 1 {
+        if (map.argsz as usize) < size_of::<DmaMap>() || map.flags & !known != 0 || fds.len() > 1 {
             return Err(libc::EINVAL);
         }
-        let mut fd = message.fds.pop();
+        // Stays among those to be closed unless it is mapped.
+        let mut fd = fds.first().map(|fd| fd.as_fd());
         let how = map.flags & (dma_map::MMAP | dma_map::FILE_IO);
         if how != 0 && fd.is_none() {
             return Err(libc::EINVAL);
@@ -29,8 +31,12 @@ impl Session {
         }
         let shared = fd.is_some();
         let flags = MapFlags::from_bits_truncate(map.flags);
-        match self.dma().map(map.address, map.size, fd, map.offset, flags) {
+        match self.dma().map_borrowed(map.address, map.size, fd, map.offset, flags) {
             Ok(()) => {
+                if shared && !flags.is_empty() {
+                    // A file of this machine that the mapping holds open: nothing to wait for.
+                    fds.clear();
+                }
                 tracing::debug!(iova = map.address, size = map.size, shared, ?flags, "guest memory mapped");
                 Ok(Handled::EMPTY)
             }

@@ -210,16 +210,20 @@ fn a_full_eventfd_stops_neither_the_reactor_nor_the_client() {
 #[test]
 fn an_eventfd_that_is_made_to_block_costs_the_client_its_connection() {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-    leaves_nothing(|server, client| {
-        let event = eventfd();
-        let ask = set(EVENTFD | TRIGGER, 2, 0, 1);
-        client.ask_with(command::DEVICE_SET_IRQS, ask.as_bytes(), &[event.as_fd()]).ok();
-        rustix::io::write(&event, &0xffff_ffff_ffff_fffeu64.to_ne_bytes()).unwrap();
-        fcntl_setfl(&event, fcntl_getfl(&event).unwrap() - OFlags::NONBLOCK).unwrap();
-        // Whichever comes first: the reactor's interrupt, or the one the client asks the control thread for.
-        let message = client.message(command::DEVICE_SET_IRQS, set(NONE | TRIGGER, 2, 0, 1).as_bytes());
-        client.send(&message, &[]);
-        server.fake.host.interrupts.trigger(0);
-        assert!(client.is_closed_by_server());
-    });
+    for by_reactor in [true, false] {
+        leaves_nothing(|server, client| {
+            let event = eventfd();
+            let ask = set(EVENTFD | TRIGGER, 2, 0, 1);
+            client.ask_with(command::DEVICE_SET_IRQS, ask.as_bytes(), &[event.as_fd()]).ok();
+            rustix::io::write(&event, &0xffff_ffff_ffff_fffeu64.to_ne_bytes()).unwrap();
+            fcntl_setfl(&event, fcntl_getfl(&event).unwrap() - OFlags::NONBLOCK).unwrap();
+            if by_reactor {
+                server.fake.host.interrupts.trigger(0);
+            } else {
+                let fire = client.message(command::DEVICE_SET_IRQS, set(NONE | TRIGGER, 2, 0, 1).as_bytes());
+                client.send(&fire, &[]);
+            }
+            assert!(client.is_closed_by_server());
+        });
+    }
 }

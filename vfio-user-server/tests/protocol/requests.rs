@@ -1,9 +1,10 @@
 //! Framing, negotiation, and requests that are none (C3 groups 1 to 5).
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use vfio_user_server::wire::{DeviceInfo, HEADER, Header, command, flags};
+use vfio_user_server::wire::{DeviceInfo, HEADER, Header, SetIrqs, command, flags};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::support::*;
@@ -307,4 +308,61 @@ fn a_reader_that_leaves_with_answers_underway_is_let_go() {
         client.stream.set_nonblocking(true).unwrap();
         while client.stream.write_all(&read).is_ok() {}
     });
+}
+
+/// Closing what a client sends may take as long as the client likes.
+#[test]
+fn descriptors_that_take_for_ever_to_close_delay_nobody() {
+    let mut ends = Vec::new();
+    let server = Server::start();
+    let mut client = server.connect();
+    let info = client.message(command::DEVICE_GET_INFO, &INFO);
+    // Sends one with the first byte and lets go of it before the rest: it is the server that closes it.
+    let mut send = |client: &Client, bytes: &[u8]| {
+        let (fd, end) = lingering();
+        client.send(&bytes[..1], &[fd.as_fd()]);
+        drop(fd);
+        ends.push(end);
+        client.send(&bytes[1..], &[]);
+    };
+    // Asked for by nobody; of no use as memory; no eventfd.
+    send(&client, &info);
+    assert_eq!(client.receive().unwrap().errno(), 0);
+    let map = client.message(command::DMA_MAP, super::dma::map(0, PAGE, 0, 3).as_bytes());
+    send(&client, &map);
+    assert_eq!(client.receive().unwrap().errno(), libc::EINVAL);
+    let irqs = SetIrqs { argsz: 20, flags: 0x24, index: 2, start: 0, count: 1 };
+    let irqs = client.message(command::DEVICE_SET_IRQS, irqs.as_bytes());
+    send(&client, &irqs);
+    assert_eq!(client.receive().unwrap().errno(), libc::EINVAL);
+    assert!(client.is_healthy());
+    // Not read at all, behind a request that is being waited for.
+    *server.fake.hold.lock().unwrap() = Some(std::sync::Arc::new(tokio::sync::Notify::new()));
+    let reset = client.message(command::DEVICE_RESET, b"");
+    client.send(&reset, &[]);
+    eventually("the reset to start", || !server.fake.resets.lock().unwrap().is_empty());
+    send(&client, &info);
+    assert!(server.dial().is_closed_by_server(), "the control thread is there for others");
+    drop(client);
+    server.wait_detached(1);
+    *server.fake.hold.lock().unwrap() = None;
+    // In the middle of a message.
+    let client = server.connect();
+    send(&client, &info[..3]);
+    drop(client);
+    server.wait_detached(2);
+    // More than a message may have.
+    let mut client = server.connect();
+    let events: Vec<_> = (0..253).map(|_| eventfd()).collect();
+    client.send(&info[..1], &borrow(&events));
+    let (fd, end) = lingering();
+    ends.push(end);
+    client.send(&info[1..2], &[fd.as_fd()]);
+    // Whichever of the two closes it last.
+    std::thread::spawn(move || drop(fd));
+    client.send(&info[2..], &[]);
+    assert_eq!(client.receive().unwrap().errno(), libc::EMFILE);
+    assert!(client.is_healthy());
+    drop((client, ends));
+    assert!(server.connect().is_healthy());
 }

@@ -56,7 +56,6 @@ impl Fake {
                 serial_number: 0x0123_4567_89ab_cdef,
                 bars: vec![Bar { index: 0, size: 0x4000, mappable: Some(area) }],
                 msix_vectors: VECTORS,
-                msi: false,
                 intx: true,
             },
             host: Arc::new(Host::new(VECTORS)),
@@ -408,4 +407,15 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
+}
+
+/// A socket that takes for ever to close, and what ends that when it is dropped.
+pub fn lingering() -> (OwnedFd, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let theirs = listener.accept().unwrap().0;
+    ours.set_nonblocking(true).unwrap();
+    while ours.write(&[0; 65536]).is_ok() {}
+    rustix::net::sockopt::set_socket_linger(&ours, Some(Duration::from_secs(3600))).unwrap();
+    (ours.into(), theirs)
 }
