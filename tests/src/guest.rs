@@ -89,6 +89,16 @@ impl Vm {
         self.wait_for(&format!("[ -b /dev/{name} ]"));
     }
 
+    /// The device node of a namespace of the only controller, once it is there. Linux looks at namespaces side by side
+    /// and numbers the nodes as it finds them: the names say nothing.
+    #[track_caller]
+    pub fn namespace(&self, nsid: u32) -> String {
+        let find = format!("grep -lx {nsid} /sys/block/nvme[0-9]n*/nsid");
+        self.wait_for(&format!("{find} > /dev/null 2>&1"));
+        let node = self.ok(&format!("basename $(dirname $({find}))"));
+        format!("/dev/{}", node.trim())
+    }
+
     /// Waits until no NVMe disk is there.
     #[track_caller]
     pub fn wait_no_disk(&self) {

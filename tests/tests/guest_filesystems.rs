@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 
 struct FileSystem {
     name: &'static str,
-    disk: &'static str,
+    nsid: u32,
     make: &'static str,
     check: &'static str,
 }
@@ -19,11 +19,11 @@ struct FileSystem {
 const ALL: [FileSystem; 2] = [
     FileSystem {
         name: "ext4",
-        disk: "nvme0n1",
+        nsid: 1,
         make: "mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0",
         check: "fsck.ext4 -f -n",
     },
-    FileSystem { name: "xfs", disk: "nvme0n2", make: "mkfs.xfs -q", check: "xfs_repair -n" },
+    FileSystem { name: "xfs", nsid: 2, make: "mkfs.xfs -q", check: "xfs_repair -n" },
 ];
 
 /// One controller, two namespaces: 512-byte blocks below ext4, 4096-byte blocks below xfs.
@@ -70,10 +70,12 @@ fn file_systems_keep_their_data_and_give_space_back() {
     let vm = Vm::with_disks([second.socket("vm.sock")]);
     vm.ok("modprobe xfs");
     for (kind, sum) in ALL.iter().zip(sums) {
-        vm.ok(&format!("{} /dev/{}", kind.check, kind.disk));
-        vm.ok(&format!("mkdir -p /mnt/{0} && mount /dev/{1} /mnt/{0}", kind.name, kind.disk));
-        assert_eq!(vm.ok(&format!("sha256sum /mnt/{}/kept", kind.name)), sum, "after the restart");
-        vm.ok(&format!("umount /mnt/{}", kind.name));
+        let FileSystem { name, nsid, check, .. } = kind;
+        let disk = vm.namespace(*nsid);
+        vm.ok(&format!("{check} {disk}"));
+        vm.ok(&format!("mkdir -p /mnt/{name} && mount {disk} /mnt/{name}"));
+        assert_eq!(vm.ok(&format!("sha256sum /mnt/{name}/kept")), sum, "after the restart");
+        vm.ok(&format!("umount /mnt/{name}"));
     }
     vm.assert_no_complaints();
     vm.poweroff();
@@ -82,9 +84,10 @@ fn file_systems_keep_their_data_and_give_space_back() {
 
 /// Returns the checksum of the file that stays.
 fn fill_and_trim(vm: &Vm, kind: &FileSystem, dir: &Path) -> String {
-    let FileSystem { name, disk, make, check } = kind;
-    vm.ok(&format!("{make} /dev/{disk}"));
-    vm.ok(&format!("mkdir -p /mnt/{name} && mount /dev/{disk} /mnt/{name}"));
+    let FileSystem { name, nsid, make, check } = kind;
+    let disk = vm.namespace(*nsid);
+    vm.ok(&format!("{make} {disk}"));
+    vm.ok(&format!("mkdir -p /mnt/{name} && mount {disk} /mnt/{name}"));
     let empty = used(dir, name);
     vm.ok(&format!(
         "cd /mnt/{name} && head -c 24M /dev/urandom > kept && head -c 64M /dev/urandom > gone && sync"
@@ -101,6 +104,6 @@ fn fill_and_trim(vm: &Vm, kind: &FileSystem, dir: &Path) -> String {
 
     let sum = vm.ok(&format!("sync; echo 3 > /proc/sys/vm/drop_caches; sha256sum /mnt/{name}/kept"));
     vm.ok(&format!("umount /mnt/{name}"));
-    vm.ok(&format!("{check} /dev/{disk}"));
+    vm.ok(&format!("{check} {disk}"));
     sum
 }
