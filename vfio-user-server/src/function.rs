@@ -26,8 +26,11 @@ pub struct FunctionInfo {
     /// Base address registers. All are 64-bit memory; a BAR takes its index and the next one. The server
     /// adds one of its own at index 4 for the MSI-X table and PBA.
     pub bars: Vec<Bar>,
-    /// Number of MSI-X vectors, 1 to 2048.
+    /// Number of message-signalled vectors: of MSI-X 1 to 2048, of MSI a power of two up to 32.
     pub msix_vectors: u16,
+    /// Offer MSI and not MSI-X: no BAR for a table then. The function's [`Host`](crate::Host) is made by
+    /// [`Host::with_msi`](crate::Host::with_msi).
+    pub msi: bool,
     /// Whether the function has an INTx pin.
     pub intx: bool,
 }

@@ -26,6 +26,13 @@ impl Host {
         Self { dma, interrupts, bus_master: AtomicBool::new(false), closer: Closer::default() }
     }
 
+    /// The same for a function with MSI in place of MSI-X.
+    pub fn with_msi(vectors: u16) -> Self {
+        let mut host = Self::new(vectors);
+        host.interrupts = Interrupts::with_msi(vectors, host.dma.breakage().clone());
+        host
+    }
+
     /// Whether the function may reach guest memory and raise interrupts (PCI Command register, bit 2, and
     /// power state D0).
     pub fn bus_master(&self) -> bool {

@@ -20,7 +20,7 @@ use crate::watchdog::{Event, Stuck};
 pub mod index {
     /// The INTx pin.
     pub const INTX: u32 = 0;
-    /// MSI: not offered.
+    /// MSI: for functions that offer it in place of MSI-X.
     pub const MSI: u32 = 1;
     /// MSI-X.
     pub const MSIX: u32 = 2;
@@ -132,7 +132,10 @@ const DISABLED: u32 = 1 << 2;
 /// The interrupts of one function. Triggering takes no lock.
 #[derive(Debug)]
 pub struct Interrupts {
+    /// Of MSI-X, or of MSI.
     msix: Box<[Vector]>,
+    /// The index they are connected by: MSI-X or MSI.
+    message_index: u32,
     msix_enabled: AtomicBool,
     intx: AtomicU32,
     intx_event: ArcSwapOption<Event>,
@@ -148,6 +151,7 @@ impl Interrupts {
     pub fn new(msix_vectors: u16, breakage: Arc<Breakage>) -> Self {
         Self {
             msix: (0..msix_vectors).map(|_| Vector::default()).collect(),
+            message_index: index::MSIX,
             msix_enabled: AtomicBool::new(false),
             intx: AtomicU32::new(0),
             intx_event: ArcSwapOption::empty(),
@@ -156,18 +160,23 @@ impl Interrupts {
         }
     }
 
-    /// Number of MSI-X vectors.
+    /// The same with MSI in place of MSI-X.
+    pub fn with_msi(vectors: u16, breakage: Arc<Breakage>) -> Self {
+        Self { message_index: index::MSI, ..Self::new(vectors, breakage) }
+    }
+
+    /// Number of MSI-X (or MSI) vectors.
     pub fn msix_vectors(&self) -> u16 {
         self.msix.len() as u16
     }
 
-    /// Whether the client has connected MSI-X (SET_IRQS on index 2 since the last disable).
+    /// Whether the client has connected MSI-X or MSI (SET_IRQS on its index since the last disable).
     #[inline]
     pub fn msix_enabled(&self) -> bool {
         self.msix_enabled.load(Ordering::Acquire)
     }
 
-    /// Signals an MSI-X vector: one write to its eventfd. While it is masked or has no eventfd the vector
+    /// Signals an MSI-X or MSI vector: one write to its eventfd. While it is masked or has no eventfd the vector
     /// is pending, and is signalled once it can be.
     #[inline]
     pub fn trigger(&self, vector: u16) {
@@ -244,14 +253,14 @@ impl Interrupts {
     pub fn vectors(&self, index: u32) -> u32 {
         match index {
             index::INTX | index::ERR | index::REQ => 1,
-            index::MSIX => self.msix.len() as u32,
+            index if index == self.message_index => self.msix.len() as u32,
             _ => 0,
         }
     }
 
     fn vector(&self, index: u32, vector: u32) -> Option<&Vector> {
         match index {
-            index::MSIX => self.msix.get(vector as usize),
+            index if index == self.message_index => self.msix.get(vector as usize),
             index::ERR | index::REQ if vector == 0 => self.notices.get((index - index::ERR) as usize),
             _ => None,
         }
@@ -288,7 +297,7 @@ impl Interrupts {
                 self.expect(vector.connect(event));
             }
         }
-        if index == index::MSIX {
+        if index == self.message_index {
             self.msix_enabled.store(true, Ordering::Release);
         }
         Ok(())
@@ -329,7 +338,7 @@ impl Interrupts {
     /// Disconnects all vectors of an index and forgets what was masked or pending.
     pub fn disable(&self, index: u32) -> Result<(), IrqError> {
         self.check(index, 0, 0)?;
-        if index == index::MSIX {
+        if index == self.message_index {
             self.msix_enabled.store(false, Ordering::Release);
         }
         if index == index::INTX {

@@ -1,6 +1,6 @@
 //! The configuration space of the function, and the MSI-X table.
 //!
-//! Capabilities: power management (PCI PM 1.2), PCI Express endpoint with FLR (PCIe 7.5.3), MSI-X (7.7.2),
+//! Capabilities: power management (PCI PM 1.2), PCI Express endpoint with FLR (PCIe 7.5.3), MSI-X (7.7.2) or MSI,
 //! device serial number (7.9.3). VMMs emulate most of this towards the guest and program interrupts with
 //! SET_IRQS, so the MSI-X table and the enable bits are kept but steer nothing.
 
@@ -53,7 +53,11 @@ impl ConfigSpace {
         space.header(info);
         space.power_management();
         space.express();
-        space.msix(MsixLayout::new(info.msix_vectors));
+        if info.msi {
+            space.msi(info.msix_vectors);
+        } else {
+            space.msix(MsixLayout::new(info.msix_vectors));
+        }
         space.serial_number(info.serial_number);
         Self { power_on: space.bytes.clone(), bytes: space.bytes, writable: space.writable }
     }
@@ -143,7 +147,9 @@ impl Builder {
         for bar in &info.bars {
             self.bar(bar.index, bar.size);
         }
-        self.bar(MSIX_BAR, MsixLayout::new(info.msix_vectors).bar_size);
+        if !info.msi {
+            self.bar(MSIX_BAR, MsixLayout::new(info.msix_vectors).bar_size);
+        }
         self.set(0x2c, info.subsystem_vendor_id.to_le_bytes());
         self.set(0x2e, info.subsystem_id.to_le_bytes());
         self.set(CAPABILITIES, [PM as u8]);
@@ -194,6 +200,16 @@ impl Builder {
         self.allow(MSIX + 3, [0xc0]);
         self.set(MSIX + 4, u32::from(MSIX_BAR).to_le_bytes());
         self.set(MSIX + 8, (layout.pending_offset as u32 | u32::from(MSIX_BAR)).to_le_bytes());
+    }
+
+    /// MSI (PCI 3.0 section 6.8.1) with 64-bit addresses, in MSI-X's place.
+    fn msi(&mut self, vectors: u16) {
+        let log2 = vectors.max(1).ilog2().min(5) as u8;
+        self.set(MSIX, [0x05, 0x00, 0x80 | log2 << 1, 0x00]);
+        // Enable and multiple message enable; address and data.
+        self.allow(MSIX + 2, [0x71]);
+        self.allow(MSIX + 4, 0xffff_ffff_ffff_fffcu64.to_le_bytes());
+        self.allow(MSIX + 12, [0xff, 0xff]);
     }
 
     fn serial_number(&mut self, number: u64) {

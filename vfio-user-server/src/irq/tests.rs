@@ -34,6 +34,22 @@ fn a_vector_signals_its_eventfd() {
 }
 
 #[test]
+fn msi_in_place_of_msix() {
+    let irqs = Interrupts::with_msi(4, Arc::new(Breakage::new()));
+    let (mine, theirs) = event();
+    assert_eq!((irqs.vectors(index::MSI), irqs.vectors(index::MSIX)), (4, 0));
+    let (_, other) = event();
+    assert_eq!(irqs.set_eventfds(index::MSIX, 0, vec![Some(other)]), Err(IrqError::NoSuchVector));
+    irqs.set_eventfds(index::MSI, 1, vec![Some(theirs)]).unwrap();
+    assert!(irqs.msix_enabled());
+    irqs.trigger(1);
+    assert_eq!(count(&mine), 1);
+    assert_eq!(irqs.set_masked(index::MSI, 1, 1, true), Err(IrqError::NotMaskable));
+    irqs.disable(index::MSI).unwrap();
+    assert!(!irqs.msix_enabled());
+}
+
+#[test]
 fn a_vector_without_an_eventfd_or_masked_is_delivered_later() {
     let irqs = interrupts(1);
     irqs.trigger(0);

@@ -15,6 +15,7 @@ fn info() -> FunctionInfo {
         serial_number: 0x1122_3344_5566_7788,
         bars: vec![Bar { index: 0, size: 0x4000, mappable: None }],
         msix_vectors: 129,
+        msi: false,
         intx: true,
     }
 }
@@ -151,4 +152,21 @@ fn the_msix_table_is_memory_and_the_pending_bits_are_not() {
     assert_eq!(bits.iter().map(|b| b.count_ones()).sum::<u32>(), 2);
     bar.write(u64::MAX, &[1, 2]);
     bar.read(u64::MAX, &mut bits[..1], &interrupts);
+}
+
+#[test]
+fn msi_in_place_of_msix() {
+    let mut space = ConfigSpace::new(&FunctionInfo { msix_vectors: 32, msi: true, ..info() });
+    let [id, next] = read(&space, MSIX);
+    assert_eq!((id, next), (0x05, 0));
+    // 32 vectors, 64-bit addresses, no masking of single ones.
+    assert_eq!(read(&space, MSIX + 2), [0x8a, 0x00]);
+    // No BAR for a table.
+    let _ = space.write(BARS + 16, &[0xff; 4]);
+    assert_eq!(read(&space, BARS + 16), [0; 4]);
+    // A guest's programming is kept.
+    let _ = space.write(MSIX + 4, &[0xff; 10]);
+    assert_eq!(read(&space, MSIX + 4), [0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+    let _ = space.write(MSIX + 2, &[0xff; 2]);
+    assert_eq!(read(&space, MSIX + 2), [0xfb, 0x00]);
 }

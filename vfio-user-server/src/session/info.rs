@@ -34,6 +34,7 @@ impl Session {
     pub(super) fn region_size(&self, index: u32) -> u64 {
         match index {
             region::CONFIG => CONFIG_SIZE as u64,
+            _ if index == u32::from(MSIX_BAR) && self.function.info().msi => 0,
             _ if index == u32::from(MSIX_BAR) => MsixLayout::new(self.function.info().msix_vectors).bar_size,
             _ => self.bar(index).map_or(0, |bar| bar.size),
         }

@@ -56,6 +56,7 @@ impl Fake {
                 serial_number: 0x0123_4567_89ab_cdef,
                 bars: vec![Bar { index: 0, size: 0x4000, mappable: Some(area) }],
                 msix_vectors: VECTORS,
+                msi: false,
                 intx: true,
             },
             host: Arc::new(Host::new(VECTORS)),
