@@ -5,6 +5,7 @@
 
 mod copy;
 mod mapping;
+mod origin;
 #[cfg(test)]
 mod tests;
 
@@ -108,9 +109,15 @@ pub enum MapError {
         /// Size of the file.
         file: u64,
     },
-    /// The descriptor is not a file, or its pages come from a process (FUSE).
+    /// The descriptor is not a file.
     #[error("the descriptor is not memory")]
     NotMemory,
+    /// The file's pages come from elsewhere, perhaps never.
+    #[error(
+        "the descriptor is a file on {0:?}, which may not answer: give the guest a memfd \
+         (memory-backend-memfd, share=on), or a file on tmpfs, hugetlbfs or a local disk"
+    )]
+    Foreign(String),
     /// The system refused.
     #[error("cannot map: {0}")]
     Os(#[source] io::Error),
@@ -120,9 +127,12 @@ impl MapError {
     /// What the client is told.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Empty | Self::Wraps | Self::Misaligned | Self::BeyondFile { .. } | Self::NotMemory => {
-                libc::EINVAL
-            }
+            Self::Empty
+            | Self::Wraps
+            | Self::Misaligned
+            | Self::BeyondFile { .. }
+            | Self::NotMemory
+            | Self::Foreign(_) => libc::EINVAL,
             Self::Overlap => libc::EEXIST,
             Self::TooMany => libc::ENOSPC,
             Self::TooLarge => libc::E2BIG,

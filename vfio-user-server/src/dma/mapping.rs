@@ -8,13 +8,11 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 use rustix::mm::{MapFlags as MmapFlags, ProtFlags, mmap, munmap};
 
-use super::{MapError, MapFlags};
+use super::{MapError, MapFlags, origin};
 use crate::sigbus::{self, Breakage, Registration};
 
 /// statfs(2) f_type of hugetlbfs, whose mappings come in huge pages.
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
-/// statfs(2) f_type of FUSE, where a page fault waits for a process the client may control.
-const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 
 /// A shared mapping of a client's file. Unmapped when dropped.
 #[derive(Debug)]
@@ -100,6 +98,8 @@ impl Drop for Mapping {
 fn check_file(fd: BorrowedFd<'_>, offset: u64, size: u64) -> Result<u64, MapError> {
     let end = offset.checked_add(size).filter(|&end| i64::try_from(end).is_ok());
     let end = end.ok_or(MapError::TooLarge)?;
+    // First: the questions below go to the file system.
+    origin::check(fd).map_err(MapError::Foreign)?;
     let stat = rustix::fs::fstat(fd).map_err(|e| MapError::Os(e.into()))?;
     let mut page = rustix::param::page_size() as u64;
     let filesystem = rustix::fs::fstatfs(fd).map_err(|e| MapError::Os(e.into()))?;
@@ -113,10 +113,8 @@ fn check_file(fd: BorrowedFd<'_>, offset: u64, size: u64) -> Result<u64, MapErro
         FileType::CharacterDevice => {}
         _ => return Err(MapError::NotMemory),
     }
-    match filesystem.f_type {
-        FUSE_SUPER_MAGIC => return Err(MapError::NotMemory),
-        HUGETLBFS_MAGIC => page = page.max(filesystem.f_bsize as u64),
-        _ => {}
+    if filesystem.f_type == HUGETLBFS_MAGIC {
+        page = page.max(filesystem.f_bsize as u64);
     }
     Ok(page)
 }

@@ -1,6 +1,6 @@
 //! Guest memory that comes and goes (C3 groups 6 to 8).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,9 +79,8 @@ fn bad_maps_are_refused_and_their_descriptors_closed() {
         let memory = guest(4);
         let (pipe, _other) = rustix::pipe::pipe().unwrap();
         let directory = std::fs::File::open("/").unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(PAGE).unwrap();
-        let read_only = std::fs::File::open(file.path()).unwrap();
+        let read_only = std::fs::File::open(format!("/proc/self/fd/{}", memory.as_raw_fd())).unwrap();
+        let foreign = std::fs::File::open("/proc/self/maps").unwrap();
         let before = holdings();
         let bad = [
             (map(0, 0, 0, 3), libc::EINVAL),
@@ -101,11 +100,11 @@ fn bad_maps_are_refused_and_their_descriptors_closed() {
             assert_eq!(answer.errno(), errno, "{ask:?}");
         }
         let ask = map(0, PAGE, 0, 3);
-        for fd in
-            [pipe.as_fd(), directory.as_fd(), read_only.as_fd(), client.stream.try_clone().unwrap().as_fd()]
-        {
+        let socket = client.stream.try_clone().unwrap();
+        for fd in [pipe.as_fd(), directory.as_fd(), read_only.as_fd(), foreign.as_fd(), socket.as_fd()] {
             assert_ne!(client.ask_with(command::DMA_MAP, ask.as_bytes(), &[fd]).errno(), 0);
         }
+        drop(socket);
         let two = [memory.as_fd(), memory.as_fd()];
         assert_eq!(client.ask_with(command::DMA_MAP, ask.as_bytes(), &two).errno(), libc::EINVAL);
         expect_holdings(before);
