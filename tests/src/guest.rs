@@ -148,20 +148,6 @@ impl Vm {
                  grep -vE ': resetting controller$|: no usable path - requeuing I/O$|callbacks suppressed$' || true")
     }
 
-    /// Unplugs a disk. False when QEMU ended over it.
-    ///
-    /// QEMU 11.1 does: when the guest has let go of the disk, `vfio_user_msix_teardown` takes the region of the pending
-    /// bits out of a BAR that has already been taken apart, and an assertion fails, whatever the server does (QEMU
-    /// documents no version without the defect yet). So what is tested here is the guest's and the server's part.
-    #[track_caller]
-    pub fn unplug(&self, id: &str) -> bool {
-        let Err(error) = self.0.device_del(id) else { return true };
-        let known = "memory_region_del_subregion: Assertion `subregion->container == mr' failed";
-        assert!(self.0.stderr().contains(known), "{error}");
-        println!("QEMU ended as it unplugged the disk: {known}");
-        false
-    }
-
     /// The kernel has nothing to say against the disks.
     #[track_caller]
     pub fn assert_no_complaints(&self) {

@@ -98,15 +98,16 @@ fn two_controllers_and_two_namespaces_in_one_guest() {
     assert_no_warnings(&server.stop());
 }
 
-/// Plugged in while the guest runs, unplugged while it writes, as often as QEMU lives through it.
+/// Plugged in while the guest runs, unplugged while it writes. With MSI: QEMU 11.1 does not live through the unplugging of
+/// a vfio-user device with MSI-X.
 #[test]
 fn plugging_under_load_leaves_nothing_behind() {
-    const TIMES: usize = 8;
-    let server = Server::disk("file:disk.img,size=128M");
-    let socket = server.socket("vm.sock");
-    let plugged_into = || Vm::start(Guest::builder().spare_ports(1));
-    let mut vm = plugged_into();
-    let mut guests = 1;
+    const UNDER_LOAD: usize = 6;
+    const TIMES: usize = 16;
+    let files = tempfile::tempdir().unwrap();
+    let socket = files.path().join("vm.sock");
+    let server = server_in(files.path(), "msi = true");
+    let vm = Vm::start(Guest::builder().spare_ports(1));
     let mut data = None;
     let mut settled = None;
     for time in 0..TIMES {
@@ -115,29 +116,20 @@ fn plugging_under_load_leaves_nothing_behind() {
         assert!(guest_mappings(server.pid()) > 0, "the oracle knows the guest's memory");
         let found = data.get_or_insert_with(|| mark(&vm));
         assert_eq!(&marked(&vm, "nvme0n1"), found, "time {time}");
-        load(&vm);
-        let lives = vm.unplug(&id);
-        if lives {
-            vm.wait_no_disk();
-            vm.wait_for("! pgrep -x fio > /dev/null");
+        if time < UNDER_LOAD {
+            load(&vm);
         }
+        vm.guest().device_del(&id).unwrap();
+        vm.wait_no_disk();
+        vm.wait_for("! pgrep -x fio > /dev/null");
         assert_guest_is_forgotten(&server);
         // What is made once is made by now.
-        match &settled {
-            None if time == 1 => settled = Some(server.resources()),
-            Some(settled) => settled.assert_settles(server.pid()),
-            None => {}
-        }
-        if !lives {
-            // Three guests show what can be shown.
-            if guests == 3 {
-                break;
-            }
-            vm = plugged_into();
-            guests += 1;
+        if time == 1 {
+            settled = Some(server.resources());
         }
     }
-    assert!(settled.is_some(), "it was unplugged twice or more");
+    settled.expect("more than one time").assert_settles(server.pid());
+    vm.poweroff();
     assert_no_warnings(&server.stop());
 }
 
@@ -163,22 +155,45 @@ fn next_guest_finds_the_data_of_one_that_was_killed() {
     assert!(!log.contains("ERROR"), "{log}");
 }
 
-/// A server in a directory that outlives it.
-fn server_in(dir: &Path) -> Server {
+/// A server of one disk in a directory that outlives it, with a further line for its controller.
+fn server_in(dir: &Path, line: &str) -> Server {
     let dir = dir.display();
     let config = format!(
         "[devices.disk]\ntype = \"file\"\npath = \"{dir}/disk.img\"\nsize = \"128M\"\n\
-         [controllers.vm]\nsocket = \"{dir}/vm.sock\"\nnamespaces = [{{ device = \"disk\" }}]\n"
+         [controllers.vm]\nsocket = \"{dir}/vm.sock\"\nnamespaces = [{{ device = \"disk\" }}]\n{line}\n"
     );
     Server::config(&config, &[&format!("{dir}/vm.sock")])
 }
 
-/// The guest lets go of the disk that answers no more, and a disk is plugged into a spare port.
+/// As docs/operating.md has it: unplug, and plug in again.
+#[test]
+fn disk_of_a_killed_server_is_plugged_in_again() {
+    let files = tempfile::tempdir().unwrap();
+    let socket = files.path().join("vm.sock");
+    let first = server_in(files.path(), "msi = true");
+    let vm = Vm::with_disks([&socket]);
+    let data = mark(&vm);
+    load(&vm);
+    // SIGKILL.
+    drop(first);
+    let second = server_in(files.path(), "msi = true");
+    vm.guest().device_del("disk0").unwrap();
+    vm.wait_no_disk();
+    vm.wait_for("! pgrep -x fio > /dev/null");
+    vm.guest().disk_add(&socket).unwrap();
+    vm.wait_disk("nvme0n1");
+    assert_eq!(marked(&vm, "nvme0n1"), data, "what was written before the server was killed");
+    vm.fio("--filename=/dev/nvme0n1 --rw=randwrite --bs=16k --iodepth=8 --size=16M");
+    vm.poweroff();
+    assert_no_warnings(&second.stop());
+}
+
+/// With MSI-X QEMU's side of the lost disk must stay: the guest lets go of the disk that answers no more, and a disk is plugged into a spare port.
 #[test]
 fn disk_of_a_killed_server_comes_back_in_a_spare_port() {
     let files = tempfile::tempdir().unwrap();
     let socket = files.path().join("vm.sock");
-    let first = server_in(files.path());
+    let first = server_in(files.path(), "");
     let vm = Vm::start(Guest::builder().disk(&socket).spare_ports(1));
     let data = mark(&vm);
     load(&vm);
@@ -189,7 +204,7 @@ fn disk_of_a_killed_server_comes_back_in_a_spare_port() {
     vm.ok(&format!("echo 1 > {}/remove", pci.trim()));
     vm.wait_no_disk();
     vm.wait_for("! pgrep -x fio > /dev/null");
-    let second = server_in(files.path());
+    let second = server_in(files.path(), "");
     vm.guest().disk_add(&socket).unwrap();
     vm.wait_disk("nvme0n1");
     assert_eq!(marked(&vm, "nvme0n1"), data, "what was written before the server was killed");
