@@ -396,6 +396,26 @@ impl Retired {
     }
 }
 
+/// Bytes of guest memory that are unmapped on the spot.
+const UNMAP_AT_ONCE: usize = 1 << 30;
+
+impl Retired {
+    /// Whether [`Self::revoke`] takes so long that others would notice: freeing the page tables of a large
+    /// guest takes a second or two.
+    pub(crate) fn is_large(&self) -> bool {
+        self.mapped() > UNMAP_AT_ONCE
+    }
+
+    /// [`Self::revoke`], on another thread if it takes long.
+    pub(crate) async fn let_go(self) -> io::Result<usize> {
+        if !self.is_large() {
+            return self.revoke();
+        }
+        let revoking = tokio::task::spawn_blocking(|| self.revoke());
+        revoking.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
 /// What only a change of the table needs.
 #[derive(Debug, Default)]
 struct Writer {

@@ -97,6 +97,8 @@ pub trait PciFunction: Send + Sync + 'static {
 
     /// The DMA table was replaced by one with fewer regions. Resolves when nothing reaches the regions that
     /// are gone: soon if possible; by `deadline` at the latest, when I/O that still holds them is cancelled.
+    /// Resolving more than a second early says that nothing uses them; after that the server looks for
+    /// itself, and disconnects the client if something holds on.
     fn retire_memory(&self, deadline: Instant) -> Quiesced;
 
     /// The client is gone. Resolves when nothing touches its memory and interrupts any more, and the

@@ -22,8 +22,6 @@ const DETACH: Duration = Duration::from_secs(3);
 const GRACE: Duration = Duration::from_millis(500);
 /// How long a client that broke the protocol may take to read the answer.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Bytes of guest memory that are unmapped on the spot.
-const UNMAP_AT_ONCE: usize = 1 << 30;
 /// Pause after an accept that failed (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -240,14 +238,7 @@ async fn detach(host: &Host, function: &Arc<dyn PciFunction>) {
     host.set_bus_master(false);
     host.interrupts.clear();
     let retired = host.dma.clear();
-    let revoked = if retired.mapped() > UNMAP_AT_ONCE {
-        // Freeing the page tables of a large guest takes a second or two, in which others want an answer.
-        let revoking = tokio::task::spawn_blocking(|| retired.revoke());
-        revoking.await.unwrap_or_else(|error| Err(io::Error::other(error)))
-    } else {
-        retired.revoke()
-    };
-    if let Err(error) = revoked {
+    if let Err(error) = retired.let_go().await {
         // Late accesses would reach the memory of a client that is gone, and of nobody else.
         tracing::error!(%error, "cannot take away the memory of a client that left");
     }

@@ -10,8 +10,9 @@ mod info;
 mod irqs;
 mod regions;
 
+use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use zerocopy::{Immutable, IntoBytes};
@@ -65,7 +66,9 @@ pub struct Wait {
 /// What [`Session::resume`] goes on with.
 enum Pending {
     /// Answer, once what left the DMA table is out of reach.
-    Unmap { retired: Retired, body: Vec<u8> },
+    Unmap { retired: Retired, body: Vec<u8>, asked: Instant },
+    /// Answer with what came of it. `held`: something went on using the memory.
+    Unmapped { result: Arc<Mutex<Option<io::Result<usize>>>>, body: Vec<u8>, held: bool },
     /// Answer.
     Answer { body: Vec<u8> },
     /// Go on with a REGION_WRITE_MULTI at this write.
@@ -180,17 +183,14 @@ impl Session {
             return Progress::Done(Output::default());
         };
         match pending {
-            Pending::Unmap { retired, body } => match retired.revoke() {
-                Ok(held) => {
-                    tracing::debug!(held, "guest memory unmapped");
-                    self.conclude(header, Handled::Answer(body, Vec::new()))
-                }
-                // The memory is still in reach: the client must not be told that it is not.
-                Err(error) => {
-                    tracing::error!(%error, "cannot take guest memory away; closing the connection");
-                    self.fail(header, libc::EIO, "memory still in use", true)
-                }
-            },
+            Pending::Unmap { retired, body, asked } => {
+                let handled = Self::unmap(retired, body, asked);
+                self.conclude(header, handled)
+            }
+            Pending::Unmapped { result, body, held } => {
+                let result = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+                self.unmapped(header, result.unwrap_or(Ok(0)), body, held)
+            }
             Pending::Answer { body } => self.conclude(header, Handled::Answer(body, Vec::new())),
             Pending::Multi { message, next } => match self.region_write_multi(message, next) {
                 Ok(handled) => self.conclude(header, handled),

@@ -1,16 +1,25 @@
 //! DMA_MAP and DMA_UNMAP.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Errno, Handled, Pending, Session, Wait};
+use super::{Errno, Handled, Pending, Progress, Session, Wait};
 use crate::MapFlags;
+use crate::dma::Retired;
 use crate::frame::Message;
-use crate::wire::{DmaMap, DmaUnmap, dma_map, dma_unmap};
+use crate::wire::{DmaMap, DmaUnmap, Header, dma_map, dma_unmap};
 
 /// How long the function may go on with memory that the client unmaps. QEMU gives up after 5 s and takes the
 /// memory away regardless.
 const RETIRE: Duration = Duration::from_secs(3);
+/// When a client whose memory is still held then is not answered, but disconnected.
+const LAST: Duration = Duration::from_millis(3700);
+/// A function that is done before this was not pressed for time: it cancels nothing yet.
+const EARLY: Duration = Duration::from_secs(2);
+/// Time between two looks whether memory is still held.
+const LOOK: Duration = Duration::from_millis(3);
 
 impl Session {
     pub(super) fn dma_map(&mut self, message: &Message, fds: &mut Vec<OwnedFd>) -> Result<Handled, Errno> {
@@ -65,8 +74,61 @@ impl Session {
         if retired.is_empty() {
             return Ok(Handled::Answer(body, Vec::new()));
         }
-        let deadline = Instant::now() + RETIRE;
+        let asked = Instant::now();
+        let deadline = asked + RETIRE;
         let done = self.function.retire_memory(deadline);
-        Ok(Handled::Wait(Wait { done, deadline: Some(deadline) }, Pending::Unmap { retired, body }))
+        Ok(Handled::Wait(Wait { done, deadline: Some(deadline) }, Pending::Unmap { retired, body, asked }))
+    }
+
+    /// The function is done, or out of time. If out of time, and something still holds the memory (I/O that
+    /// the kernel has not ended goes to the same pages whatever is mapped), the client must not be told that
+    /// it is free. A function that was done early knows that nothing uses these regions; what holds them then
+    /// is I/O on other regions, which holds the table as a whole.
+    pub(super) fn unmap(retired: Retired, body: Vec<u8>, asked: Instant) -> Handled {
+        let took = asked.elapsed();
+        let held = took >= EARLY && retired.is_held();
+        if held && took < LAST {
+            let done = Box::pin(async { tokio::time::sleep(LOOK).await });
+            return Handled::Wait(Wait { done, deadline: None }, Pending::Unmap { retired, body, asked });
+        }
+        let result = Arc::new(Mutex::new(None));
+        let done = {
+            let result = result.clone();
+            Box::pin(async move {
+                let revoked = retired.let_go().await;
+                *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(revoked);
+            })
+        };
+        Handled::Wait(Wait { done, deadline: None }, Pending::Unmapped { result, body, held })
+    }
+
+    /// The memory is out of this process's reach.
+    pub(super) fn unmapped(
+        &mut self,
+        header: Header,
+        result: io::Result<usize>,
+        body: Vec<u8>,
+        held: bool,
+    ) -> Progress {
+        match result {
+            Ok(_) if !held => self.conclude(header, Handled::Answer(body, Vec::new())),
+            Ok(regions) => {
+                if let Some(suppressed) = self.log.check() {
+                    tracing::error!(
+                        regions,
+                        suppressed,
+                        "I/O on memory that the client unmaps does not end; closing the connection. Look \
+                         after the storage behind the disk, and restart the VM"
+                    );
+                }
+                self.fail(header, libc::EIO, "memory still in use", true)
+            }
+            Err(error) => {
+                if let Some(suppressed) = self.log.check() {
+                    tracing::error!(%error, suppressed, "cannot take guest memory away; closing the connection");
+                }
+                self.fail(header, libc::EIO, "memory still in use", true)
+            }
+        }
     }
 }

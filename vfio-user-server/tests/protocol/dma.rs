@@ -187,7 +187,6 @@ fn an_unmap_is_answered_when_the_function_let_go() {
     let hold = Arc::new(Notify::new());
     *server.fake.hold.lock().unwrap() = Some(hold.clone());
 
-    let start = Instant::now();
     let message = client.message(command::DMA_UNMAP, unmap(0, PAGE, 0).as_bytes());
     client.send(&message, &[]);
     // Pipelined behind it; it waits its turn.
@@ -202,35 +201,52 @@ fn an_unmap_is_answered_when_the_function_let_go() {
     hold.notify_one();
     assert_eq!(client.receive().unwrap().ok().header.command, command::DMA_UNMAP);
     assert_eq!(client.receive().unwrap().ok().header.command, command::DEVICE_GET_INFO);
-    assert!(start.elapsed() < Duration::from_secs(4));
-
-    // Not one byte changes any more, whoever still holds the old table.
     let mut seen = [0; 9];
     rustix::io::pread(&memory, &mut seen, 0).unwrap();
     assert_eq!(&seen, b"in flight");
+    // I/O on other memory holds the table all the same; it reaches nothing of this.
     in_flight.write(0, b"too late!").unwrap();
     rustix::io::pread(&memory, &mut seen, 0).unwrap();
     assert_eq!(&seen, b"in flight");
 }
 
+/// QEMU takes the memory away after five seconds; it must not be told that it may.
 #[test]
-fn an_unmap_is_answered_within_four_seconds_whatever_the_function_does() {
+fn a_client_whose_memory_is_held_for_ever_is_not_told_that_it_is_free() {
     let server = Server::start();
     let mut client = server.connect();
     let memory = guest(1);
     client.ask_with(command::DMA_MAP, map(0, PAGE, 0, 3).as_bytes(), &[memory.as_fd()]).ok();
     let in_flight = server.fake.host.dma.table();
-    *server.fake.hold.lock().unwrap() = Some(Arc::new(Notify::new()));
+    let hold = Arc::new(Notify::new());
+    *server.fake.hold.lock().unwrap() = Some(hold.clone());
     let start = Instant::now();
-    client.ask_struct(command::DMA_UNMAP, &unmap(0, 0, ALL)).ok();
-    let took = start.elapsed();
-    assert!((Duration::from_secs(3)..Duration::from_secs(4)).contains(&took), "{took:?}");
+    let message = client.message(command::DMA_UNMAP, unmap(0, 0, ALL).as_bytes());
+    client.send(&message, &[]);
+    // The function gives up shortly before its deadline; the I/O is not over for that.
+    eventually("the deadline to come near", || start.elapsed() > Duration::from_millis(2900));
+    hold.notify_one();
+    assert_eq!(client.receive().unwrap().errno(), libc::EIO);
+    assert!(client.is_closed_by_server());
     let deadline = server.fake.retirements.lock().unwrap()[0];
     assert!(deadline >= start + Duration::from_secs(2) && deadline <= start + Duration::from_secs(4));
+    // Not one byte changes any more, whoever still holds the old table.
     in_flight.write(0, b"too late").unwrap();
     let mut seen = [1; 8];
     rustix::io::pread(&memory, &mut seen, 0).unwrap();
     assert_eq!(seen, [0; 8]);
+    *server.fake.hold.lock().unwrap() = None;
+}
+
+/// A function that never answers, but holds nothing.
+#[test]
+fn an_unmap_does_not_wait_for_ever_for_a_function_that_holds_nothing() {
+    let server = Server::start();
+    let mut client = server.connect();
+    let memory = guest(1);
+    client.ask_with(command::DMA_MAP, map(0, PAGE, 0, 3).as_bytes(), &[memory.as_fd()]).ok();
+    *server.fake.hold.lock().unwrap() = Some(Arc::new(Notify::new()));
+    client.ask_struct(command::DMA_UNMAP, &unmap(0, 0, ALL)).ok();
     *server.fake.hold.lock().unwrap() = None;
 }
 
@@ -257,11 +273,11 @@ fn the_same_address_mapped_again_to_other_memory() {
     leaves_nothing(|server, client| {
         let (first, second) = (guest(1), guest(1));
         client.ask_with(command::DMA_MAP, map(0, PAGE, 0, 3).as_bytes(), &[first.as_fd()]).ok();
-        let old = server.fake.host.dma.table();
+        let before = server.fake.host.dma.generation();
         client.ask_struct(command::DMA_UNMAP, &unmap(0, PAGE, 0)).ok();
         client.ask_with(command::DMA_MAP, map(0, PAGE, 0, 3).as_bytes(), &[second.as_fd()]).ok();
         let new = server.fake.host.dma.table();
-        assert_ne!(old.removed(&new), 0);
+        assert!(new.generation() > before);
         new.write(0, b"new").unwrap();
         let mut seen = [0; 3];
         rustix::io::pread(&second, &mut seen, 0).unwrap();
