@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use block::{Channel, Completed, Error, ErrorKind, Io, IoFuture, Op, Reactor, Submission};
+use block::{Channel, Completed, Error, ErrorKind, Flags, Io, IoFuture, Op, Reactor, Submission};
 use io_uring::{opcode, squeue, types};
 
 use crate::image::Image;
@@ -36,6 +36,11 @@ impl Channel for FileChannel {
         }
         if io.op != Op::Flush && io.blocks == 0 {
             return Submission::Done(io.complete(Ok(())));
+        }
+        if (io.op == Op::Flush || io.flags.contains(Flags::FUA))
+            && let Err(error) = image.check_durable()
+        {
+            return Submission::Done(io.complete(Err(error)));
         }
         let shared = self.shared.clone();
         Submission::Pending(match io.op {
@@ -72,7 +77,9 @@ impl Shared {
     pub(crate) async fn sync(&self, io: &Io) -> Result<(), Error> {
         let image = &self.resources.image;
         let entry = opcode::Fsync::new(types::Fd(image.fd())).flags(types::FsyncFlags::DATASYNC).build();
-        self.plain(io, entry).await.map_err(|errno| image.error(Op::Flush, errno))
+        self.plain(io, entry).await.map_err(|errno| image.sync_error(Op::Flush, errno))?;
+        // Of two syncs at a time the kernel tells one.
+        image.check_durable()
     }
 }
 

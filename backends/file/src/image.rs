@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::{Abilities, AlignedBuf, Error, ErrorKind, Info, Op};
 use rustix::fs::FlockOperation;
@@ -27,6 +27,8 @@ pub(crate) struct Image {
     /// Learned the hard way: this file system or device does not have it.
     pub(crate) no_punch: AtomicBool,
     pub(crate) no_zero_range: AtomicBool,
+    /// Data that was written is lost, or may be.
+    lost: AtomicBool,
     zeroes: OnceLock<AlignedBuf>,
     /// Holds the lock.
     file: File,
@@ -64,6 +66,7 @@ impl Image {
             is_device,
             no_punch: AtomicBool::new(!holes.punch),
             no_zero_range: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             zeroes: OnceLock::new(),
             file,
         })
@@ -83,6 +86,31 @@ impl Image {
             (_, kind) => kind,
         };
         Error::new(kind, format!("{}: {op:?}: {source}", self.path.display()))
+    }
+
+    /// What `errno` of a sync, or of a write with one, means. The kernel tells of data that it could not write back
+    /// only once, and drops the data: a later sync that succeeds says nothing about it. So there is none.
+    pub(crate) fn sync_error(&self, op: Op, errno: i32) -> Error {
+        let error = self.error(op, errno);
+        // These say that nothing was tried.
+        let tried = !matches!(errno, libc::EINTR | libc::EAGAIN | libc::ECANCELED | libc::EBADF);
+        if tried && !self.lost.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                %error,
+                "written data may be lost: from now on every flush and every FUA write of this image fails, \
+                 until it is opened anew"
+            );
+        }
+        error
+    }
+
+    /// An error once a sync has failed: nothing is durable any more.
+    pub(crate) fn check_durable(&self) -> Result<(), Error> {
+        if !self.lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let text = "an earlier flush failed and data may be lost; check the data, then open the image anew";
+        Err(Error::new(ErrorKind::WriteFault, format!("{}: {text}", self.path.display())))
     }
 
     /// [`ZEROES`] bytes of zeroes at an aligned address, for as long as the image.

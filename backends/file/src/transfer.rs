@@ -33,11 +33,15 @@ pub(crate) fn fits(io: &Io, align: Align) -> bool {
 pub(crate) struct Progress {
     done: usize,
     retries: u32,
+    /// RWF_DSYNC for writes that are durable when they complete.
+    flags: i32,
+    /// The errno of a durable write that is tried again without that, to see which part of it failed.
+    doubt: Option<i32>,
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
-        Self { done: 0, retries: 0 }
+    pub(crate) fn new(flags: i32) -> Self {
+        Self { done: 0, retries: 0, flags, doubt: None }
     }
 
     /// Takes an operation's result into account. `Ok(true)` when all `total` bytes are done.
@@ -54,11 +58,27 @@ impl Progress {
                 self.retries += 1;
                 return Ok(false);
             }
-            return Err(image.error(op, -result));
+            // No space: for this data, which the submitter may try again, or for what was to be written back?
+            if self.flags != 0 && matches!(-result, libc::ENOSPC | libc::EDQUOT) {
+                (self.flags, self.doubt) = (0, Some(-result));
+                return Ok(false);
+            }
+            let refused = matches!(-result, libc::EINVAL | libc::EOPNOTSUPP | libc::EFAULT | libc::EFBIG);
+            return Err(match self.flags {
+                0 => image.error(op, -result),
+                _ if refused => image.error(op, -result),
+                _ => image.sync_error(op, -result),
+            });
         };
+        if let Some(errno) = self.doubt {
+            return Err(image.sync_error(op, errno));
+        }
         let before = self.done;
         self.done += count;
         if self.done >= total {
+            if self.flags != 0 {
+                image.check_durable()?; // of two syncs at a time the kernel tells one
+            }
             return Ok(true);
         }
         if let Some(align) = image.direct {
@@ -104,12 +124,14 @@ impl Drop for Keep {
 impl Transfer {
     /// `io` passed the device's check.
     pub(crate) fn new(shared: Rc<Shared>, io: Io) -> Self {
-        Self { shared, io: Some(io), op: None, progress: Progress::new() }
+        let progress = Progress::new(durable(&io));
+        Self { shared, io: Some(io), op: None, progress }
     }
 
-    /// The next operation: what is left of `io` after `done` bytes, as much as fits.
-    fn start(shared: &Shared, io: &Io, done: usize) -> RingOp<Keep> {
+    /// The next operation: what is left of `io`, as much as fits.
+    fn start(shared: &Shared, io: &Io, progress: &Progress) -> RingOp<Keep> {
         let resources = &shared.resources;
+        let (done, flags) = (progress.done, progress.flags);
         let mut list = IoVecs::new();
         let (mut first, mut skip, mut sum) = (None::<libc::iovec>, done, 0);
         for segment in io.segments() {
@@ -137,15 +159,14 @@ impl Transfer {
         }
         let fd = types::Fd(resources.image.fd());
         let at = io.lba * u64::from(resources.image.info.block_size) + done as u64;
-        let durable = durable(io);
         let first = first.unwrap_or(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
         let (ptr, len) = (first.iov_base.cast::<u8>(), first.iov_len as u32);
         let (iovecs, count) = (list.as_ptr(), list.len() as u32);
         let entry = match (io.op, list.is_empty()) {
             (Op::Read, true) => opcode::Read::new(fd, ptr, len).offset(at).build(),
             (Op::Read, false) => opcode::Readv::new(fd, iovecs, count).offset(at).build(),
-            (_, true) => opcode::Write::new(fd, ptr, len).offset(at).rw_flags(durable).build(),
-            (_, false) => opcode::Writev::new(fd, iovecs, count).offset(at).rw_flags(durable).build(),
+            (_, true) => opcode::Write::new(fd, ptr, len).offset(at).rw_flags(flags).build(),
+            (_, false) => opcode::Writev::new(fd, iovecs, count).offset(at).rw_flags(flags).build(),
         };
         let keep = Keep { resources: resources.clone(), _guard: io.guard().cloned(), list };
         // SAFETY: `keep` holds the image (the descriptor), the guard of the segments, and the iovecs, whose heap
@@ -166,7 +187,7 @@ impl Future for Transfer {
         let this = &mut *self;
         loop {
             let Some(io) = &this.io else { return Poll::Pending };
-            let op = this.op.get_or_insert_with(|| Self::start(&this.shared, io, this.progress.done));
+            let op = this.op.get_or_insert_with(|| Self::start(&this.shared, io, &this.progress));
             let Poll::Ready((result, keep)) = Pin::new(op).poll(cx) else { return Poll::Pending };
             this.op = None;
             drop(keep);
@@ -225,14 +246,14 @@ pub(crate) async unsafe fn whole<K: 'static>(
     keep: K,
 ) -> Result<K, Error> {
     let mut keep = (keep, shared.resources.clone());
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(flags);
     loop {
         let fd = types::Fd(shared.resources.image.fd());
         let (at, from) = (ptr.wrapping_add(progress.done), offset + progress.done as u64);
         let left = (len - progress.done).min(MAX_BYTES) as u32;
         let entry = match op {
             Op::Read => opcode::Read::new(fd, at, left).offset(from).build(),
-            _ => opcode::Write::new(fd, at, left).offset(from).rw_flags(flags).build(),
+            _ => opcode::Write::new(fd, at, left).offset(from).rw_flags(progress.flags).build(),
         };
         // SAFETY: `keep` holds the memory (by this function's contract) and the image, with the descriptor.
         let (result, kept) = unsafe { shared.reactor.submit(entry, keep) }.await;

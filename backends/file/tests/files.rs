@@ -276,6 +276,10 @@ fn a_full_file_system_is_no_space_until_there_is_some() {
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
         assert!(error.to_string().contains("image"), "{error}");
         assert!(read(&*channel, 512, 0, 512).await.unwrap() == data);
+        // That was no loss of anything acknowledged: what is there can be made durable.
+        let durable = Buffer::with(&data).io(Op::Write, n * 512, 512).with_flags(Flags::FUA);
+        assert_eq!(run(&*channel, durable).await.unwrap_err().kind(), ErrorKind::NoSpace);
+        run(&*channel, plain(Op::Flush, 0, 0)).await.unwrap();
         // tmpfs has no ZERO_RANGE: zeroes are holes, which need no space.
         run(&*channel, plain(Op::WriteZeroes, 0, 16384)).await.unwrap();
         write(&*channel, 512, n * 512, &data).await.unwrap();

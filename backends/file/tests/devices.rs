@@ -1,0 +1,113 @@
+//! Block devices, where tests may make some: loop devices, which need root. Without it they are skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use block::testing::{Buffer, plain, read, run, write};
+use block::{Channel, Device, ErrorKind, Flags, Op, Reactor};
+use block_file::{Direct, FileDevice, FileOptions};
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+
+/// A loop device over a sparse file, on a file system of its own size if one is given.
+struct Loop {
+    device: PathBuf,
+    mounted: bool,
+    dir: TempDir,
+}
+
+fn done(command: &mut Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+impl Loop {
+    /// `size` bytes in blocks of `block` bytes, of which the file system below holds only `holds`.
+    fn new(size: u64, block: u32, holds: Option<u64>) -> Option<Self> {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        if let Some(holds) = holds {
+            let options = format!("size={holds}");
+            if !done(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(dir.path())) {
+                eprintln!("skipped: mounting needs root");
+                return None;
+            }
+        }
+        let mut new = Self { device: PathBuf::new(), mounted: holds.is_some(), dir };
+        std::fs::File::create(new.file()).unwrap().set_len(size).unwrap();
+        let mut setup = Command::new("losetup");
+        setup.args(["--find", "--show", "--sector-size", &block.to_string()]).arg(new.file());
+        let output = setup.output().ok().filter(|output| output.status.success());
+        let Some(output) = output else {
+            eprintln!("skipped: loop devices need root");
+            return None;
+        };
+        new.device = String::from_utf8(output.stdout).unwrap().trim().into();
+        Some(new)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        if self.device != Path::new("") {
+            done(Command::new("losetup").arg("--detach").arg(&self.device));
+        }
+        if self.mounted {
+            done(Command::new("umount").arg("--lazy").arg(self.dir.path()));
+        }
+    }
+}
+
+fn channel_of(device: &FileDevice) -> (Reactor, Box<dyn Channel>) {
+    let reactor = Reactor::new(32).unwrap();
+    let channel = device.channel(&reactor).unwrap();
+    (reactor, channel)
+}
+
+#[test]
+fn nothing_is_durable_after_a_lost_write_until_it_is_opened_anew() {
+    let flush = || plain(Op::Flush, 0, 0);
+    let durable = || Buffer::new(4096).io(Op::Write, 0, 8).with_flags(Flags::FUA);
+    // What tells of the loss first.
+    for first_is_flush in [true, false] {
+        let Some(disk) = Loop::new(16 * MIB, 512, Some(MIB)) else { return };
+        let options = FileOptions::new(&disk.device).direct(Direct::Off);
+        let device = FileDevice::open(&options).unwrap();
+        let (reactor, channel) = channel_of(&device);
+        reactor.block_on(async {
+            write(&*channel, 512, 0, &[1; 4096]).await.unwrap();
+            run(&*channel, durable()).await.unwrap();
+            run(&*channel, flush()).await.unwrap();
+            // Into the page cache; there is no room below for it.
+            write(&*channel, 512, 0, &vec![2; 4 * MIB as usize]).await.unwrap();
+            if first_is_flush {
+                run(&*channel, flush()).await.unwrap_err();
+            } else {
+                let all = Buffer::new(4 * MIB as usize);
+                let error = run(&*channel, all.io(Op::Write, 0, 8192).with_flags(Flags::FUA)).await;
+                error.unwrap_err();
+            }
+            for _ in 0..2 {
+                let zeroes = plain(Op::WriteZeroes, 0, 8).with_flags(Flags::FUA);
+                for io in [flush(), durable(), zeroes] {
+                    let what = (first_is_flush, io.op);
+                    let error = run(&*channel, io).await.expect_err(&format!("{what:?}"));
+                    assert_eq!(error.kind(), ErrorKind::WriteFault, "{error}");
+                    assert!(error.to_string().contains("open the image anew"), "{error}");
+                }
+            }
+            // Without a promise things go on.
+            read(&*channel, 512, 0, 8).await.unwrap();
+            write(&*channel, 512, 0, &[3; 4096]).await.unwrap();
+        });
+        // It is the image that has lost something: what flushes it at the end must hear of it.
+        let (other_reactor, other) = channel_of(&device);
+        assert_eq!(other_reactor.block_on(run(&*other, flush())).unwrap_err().kind(), ErrorKind::WriteFault);
+        drop((device, channel, reactor, other, other_reactor));
+        let (reactor, channel) = channel_of(&FileDevice::open(&options).unwrap());
+        reactor.block_on(run(&*channel, durable())).unwrap();
+    }
+}
