@@ -72,6 +72,9 @@ fn an_image_of_another_size() {
     assert!(odd.to_string().contains("1000 bytes are not a multiple of the block size 512"), "{odd}");
     let other = check("size = \"4K\"").expect_err("another size");
     assert!(other.to_string().contains("already exists with 1000"), "{other}");
+    assert!(other.to_string().contains("make it longer (truncate -s 4K"), "{other}");
+    let shorter = check("size = \"512\"").expect_err("would cut data off").to_string();
+    assert!(shorter.contains("the size that it has (1000)") && !shorter.contains("truncate"), "{shorter}");
     fs::write(directory.path().join("disk.img"), [0; 4096]).expect("written");
     check("size = \"4K\"").expect("good");
     check("").expect("good");

@@ -74,8 +74,8 @@ pub enum OpenError {
     },
     /// It exists with another size than the one asked for.
     #[error(
-        "{}: has {found} bytes, not the {asked} asked for; leave the size out to use it as it is, \
-         resize it with `truncate -s {asked}`, or choose another path", path.display()
+        "{}: has {found} bytes, not the {asked} asked for; {}, or choose another path",
+        path.display(), other_size(*found, *asked)
     )]
     OtherSize {
         /// The image.
@@ -141,6 +141,16 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+}
+
+/// Never one that would cut data off.
+fn other_size(found: u64, asked: u64) -> String {
+    if asked > found {
+        return format!(
+            "leave the size out to use it as it is, or make it longer with `truncate -s {asked}`"
+        );
+    }
+    format!("give the size that it has, {found}, or leave the size out")
 }
 
 fn remedy(error: &io::Error) -> &'static str {

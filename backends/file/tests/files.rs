@@ -59,6 +59,9 @@ fn sizes_that_do_not_fit_are_refused_with_a_remedy() {
     let error = refused(&options.clone().create(2 * MIB));
     assert!(matches!(error, OpenError::OtherSize { found, .. } if found == MIB + 512));
     assert!(error.to_string().contains("truncate -s 2097152"), "{error}");
+    // What would cut data off is no remedy.
+    let error = refused(&options.clone().create(MIB / 2)).to_string();
+    assert!(error.contains("the size that it has, 1049088") && !error.contains("truncate"), "{error}");
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     let error = refused(&options.clone().block_size(4096));
     assert!(

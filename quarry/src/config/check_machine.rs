@@ -92,11 +92,16 @@ fn image(file: &FileDevice, sink: &Sink) {
             Some(size) if length != size.value => sink.error(
                 &size.spot,
                 format!("{} already exists with {}", path.display(), Size(length)),
-                format!(
-                    "remove `size` to use it as it is, resize it (truncate -s {} {}), or choose another path",
-                    Size(size.value),
-                    path.display()
-                ),
+                if size.value > length {
+                    format!(
+                        "remove `size` to use it as it is, make it longer (truncate -s {} {}), or choose another path",
+                        Size(size.value),
+                        path.display()
+                    )
+                } else {
+                    // No remedy that would cut data off.
+                    format!("write the size that it has ({length}), remove `size`, or choose another path")
+                },
             ),
             Some(_) => {}
             None => check_size(&At::new(length, spot.clone()), block_size.value, sink),
