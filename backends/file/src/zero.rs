@@ -87,7 +87,7 @@ async fn zeroes(shared: &Shared, io: &Io, may_unmap: bool, offset: u64, len: u64
     Ok(())
 }
 
-/// False if this file system or device does not have that mode, which is remembered.
+/// False if this file system or device does not have that mode, which is remembered, or not for this range.
 async fn fallocate(
     shared: &Shared,
     io: &Io,
@@ -103,7 +103,9 @@ async fn fallocate(
     let entry = opcode::Fallocate::new(types::Fd(image.fd()), len).offset(offset).mode(mode).build();
     match shared.plain(io, entry).await {
         Ok(()) => Ok(true),
-        Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV) => {
+        // A range of half a block of the device, say: another one may do.
+        Err(libc::EINVAL) => Ok(false),
+        Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV) => {
             lacking.store(true, Ordering::Relaxed);
             Ok(false)
         }

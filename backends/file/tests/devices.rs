@@ -1,5 +1,6 @@
 //! Block devices, where tests may make some: loop devices, which need root. Without it they are skipped.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -110,4 +111,27 @@ fn nothing_is_durable_after_a_lost_write_until_it_is_opened_anew() {
         let (reactor, channel) = channel_of(&FileDevice::open(&options).unwrap());
         reactor.block_on(run(&*channel, durable())).unwrap();
     }
+}
+
+#[test]
+fn a_range_that_cannot_be_given_back_does_not_spoil_the_others() {
+    // Half a block of the device.
+    let Some(disk) = Loop::new(4 * MIB, 4096, None) else { return };
+    let (reactor, channel) =
+        channel_of(&FileDevice::open(&FileOptions::new(&disk.device).direct(Direct::Off)).unwrap());
+    let unmap = |lba, blocks| plain(Op::WriteZeroes, lba, blocks).with_flags(Flags::MAY_UNMAP);
+    reactor.block_on(async {
+        write(&*channel, 512, 0, &vec![1; 4 * MIB as usize]).await.unwrap();
+        run(&*channel, plain(Op::Flush, 0, 0)).await.unwrap();
+        for io in [plain(Op::Discard, 1, 2), plain(Op::WriteZeroes, 3, 1), unmap(4, 2)] {
+            run(&*channel, io).await.unwrap();
+        }
+        let blocks = || std::fs::metadata(disk.file()).unwrap().blocks() * 512;
+        assert!(blocks() >= 4 * MIB);
+        run(&*channel, unmap(8, 8184)).await.unwrap();
+        assert!(blocks() < MIB, "{}", blocks());
+        assert_eq!(read(&*channel, 512, 0, 16).await.unwrap()[..512], [1; 512]);
+        assert_eq!(read(&*channel, 512, 3, 3).await.unwrap(), [0; 3 * 512]);
+        assert_eq!(read(&*channel, 512, 6, 2).await.unwrap(), [1; 2 * 512]);
+    });
 }
