@@ -8,7 +8,7 @@ use io_uring::{opcode, squeue, types};
 
 use crate::image::Image;
 use crate::pool::Resources;
-use crate::transfer::{self, Transfer};
+use crate::transfer::{self, MAX_RETRIES, Transfer};
 use crate::zero;
 
 /// What the futures of a channel share.
@@ -59,18 +59,21 @@ impl Channel for FileChannel {
 impl Shared {
     /// Runs an operation of `io` that has no memory, again when it was interrupted. The error is an errno.
     pub(crate) async fn plain(&self, io: &Io, entry: squeue::Entry) -> Result<(), i32> {
-        loop {
+        for retry in 0.. {
             // The guard as well: it tells the submitter when the kernel is done with a cancelled `Io`.
             let keep = (self.resources.clone(), io.guard().cloned());
             // SAFETY: callers hand in entries without memory; the descriptor is the image's, kept here.
             let (result, _) = unsafe { self.reactor.submit(entry.clone(), keep) }.await;
             match -result {
-                libc::EINTR => {}
-                libc::EAGAIN => self.reactor.sleep(std::time::Duration::from_millis(1)).await,
+                libc::EINTR if retry < MAX_RETRIES => {}
+                libc::EAGAIN if retry < MAX_RETRIES => {
+                    self.reactor.sleep(std::time::Duration::from_millis(1)).await;
+                }
                 errno if errno > 0 => return Err(errno),
-                _ => return Ok(()),
+                _ => break,
             }
         }
+        Ok(())
     }
 
     /// Everything that was written becomes durable.

@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 1 << 30;
 /// Most iovecs in one operation (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;
 /// How often an interrupted or refused operation is tried again.
-const MAX_RETRIES: u32 = 1000;
+pub(crate) const MAX_RETRIES: u32 = 1000;
 
 /// Whether O_DIRECT takes the segments as they are.
 pub(crate) fn fits(io: &Io, align: Align) -> bool {
