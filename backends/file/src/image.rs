@@ -9,10 +9,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::{Abilities, AlignedBuf, Error, ErrorKind, Info, Op};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 use crate::geometry::{self, Align, Holes, MAX_ALIGN};
+use crate::lock;
 use crate::options::{Direct, FileOptions, OpenError};
 
 /// Bytes of zeroes that are written at once where nothing better is to be had.
@@ -45,7 +44,11 @@ impl Image {
             whole_blocks(&path, size, block_size)?;
         }
         let (mut file, is_device) = open_or_create(options)?;
-        lock(&file, options)?;
+        match lock::take(&file, options.read_only) {
+            Ok(true) => {}
+            Ok(false) => return Err(OpenError::InUse { path }),
+            Err(error) => return Err(failed(&path, "lock it", error)),
+        }
         let size = geometry::size(&mut file).map_err(|source| failed(&path, "tell its size", source))?;
         if let Some(asked) = options.create
             && asked != size
@@ -181,7 +184,7 @@ fn open_or_create(options: &FileOptions) -> Result<(File, bool), OpenError> {
     match open.open(path) {
         Ok(file) => Ok((file, is_device)),
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            Err(OpenError::InUse { path: path.clone() })
+            Err(OpenError::Busy { path: path.clone() })
         }
         Err(error) => Err(failed(path, "open it", error)),
     }
@@ -209,19 +212,6 @@ fn create(path: &Path, size: u64) -> Result<File, OpenError> {
             let _ = std::fs::remove_file(path);
             Err(failed(path, "give it its size", error))
         }
-    }
-}
-
-fn lock(file: &File, options: &FileOptions) -> Result<(), OpenError> {
-    let how = if options.read_only {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    match rustix::fs::flock(file, how) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(OpenError::InUse { path: options.path.clone() }),
-        Err(error) => Err(failed(&options.path, "lock it", error)),
     }
 }
 

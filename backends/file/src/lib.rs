@@ -3,8 +3,8 @@
 //! - O_DIRECT where the file system has it, buffered I/O elsewhere ([`Direct`]). What a guest's buffers lack in
 //!   alignment is made up by bounce buffers.
 //! - Sparse images, made on demand; discard and write zeroes by fallocate; flush by fdatasync; FUA by RWF_DSYNC.
-//! - One server per image: an exclusive lock (`flock`) for as long as the device or a channel of it lives, and
-//!   `O_EXCL` on block devices, which the kernel refuses while they are mounted. Read-only devices share.
+//! - One server per image: an exclusive lock (`flock`, and the byte locks of QEMU and its tools) for as long as the
+//!   device or a channel of it lives, and `O_EXCL` on block devices, which the kernel refuses while they are mounted. Read-only devices share.
 //!
 //! A file that is made shorter behind the device's back gives read errors beyond its end, and grows again when it is
 //! written there. What it leaves out: image formats (qcow2), resizing, registered buffers and files.
@@ -12,6 +12,7 @@
 mod channel;
 mod geometry;
 mod image;
+mod lock;
 mod options;
 mod pool;
 mod transfer;

@@ -123,6 +123,15 @@ pub enum OpenError {
         /// The image.
         path: PathBuf,
     },
+    /// The system, or another server, has the block device.
+    #[error(
+        "{}: is in use: mounted or part of something (`lsblk` and `findmnt` tell; unmount it), \
+         or by another disk or server (`fuser -v` tells; stop that one)", path.display()
+    )]
+    Busy {
+        /// The block device.
+        path: PathBuf,
+    },
     /// O_DIRECT is required and not to be had.
     #[error("{}: no O_DIRECT: {why}; use `direct=auto`", path.display())]
     NotDirect {
@@ -170,7 +179,7 @@ impl From<OpenError> for block::Error {
     fn from(error: OpenError) -> Self {
         use block::ErrorKind;
         let kind = match &error {
-            OpenError::InUse { .. } => ErrorKind::AccessDenied,
+            OpenError::InUse { .. } | OpenError::Busy { .. } => ErrorKind::AccessDenied,
             OpenError::Io { source, .. } => {
                 block::Error::from(io::Error::from_raw_os_error(source.raw_os_error().unwrap_or(libc::EIO)))
                     .kind()

@@ -290,3 +290,38 @@ fn a_full_file_system_is_no_space_until_there_is_some() {
     });
     drop((channel, reactor));
 }
+
+#[test]
+fn qemu_and_we_see_each_other() {
+    let (_dir, path) = dir();
+    let (options, readers) = (FileOptions::new(&path).create(MIB), FileOptions::new(&path).read_only(true));
+    drop(FileDevice::open(&options).unwrap());
+    let hold = |offset| {
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut lock = libc::flock { l_type: 0, l_whence: 0, l_start: offset, l_len: 1, l_pid: 0 };
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        // SAFETY: the descriptor is open and the pointer good for the call.
+        let locked = unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw mut lock) };
+        assert_eq!(locked, 0);
+        file
+    };
+    // As a QEMU that writes, and one that lets nobody write.
+    for byte in [101, 201] {
+        let held = hold(byte);
+        assert!(matches!(refused(&options), OpenError::InUse { .. }), "{byte}");
+        assert_eq!(FileDevice::open(&readers).is_ok(), byte == 201);
+        drop(held);
+        drop(FileDevice::open(&options).unwrap());
+    }
+    for options in [&options, &readers] {
+        let _device = FileDevice::open(options).unwrap();
+        let mut resize = std::process::Command::new("qemu-img");
+        let Ok(output) = resize.args(["resize", "-f", "raw"]).arg(&path).arg("2M").output() else {
+            eprintln!("skipped: no qemu-img");
+            return;
+        };
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("lock"), "{output:?}");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), MIB);
+    }
+}
