@@ -65,9 +65,6 @@ fn open_file(file: &FileConfig) -> Result<Arc<dyn Device>, StartError> {
         options = options.create(size.value);
     }
     let device = FileDevice::open(&options).map_err(|error| StartError::new(&file.path.spot, error))?;
-    if !device.is_direct() && file.direct == config::Direct::Auto {
-        tracing::info!(path = %file.path.value.display(), "no O_DIRECT here; I/O goes through the page cache");
-    }
     Ok(Arc::new(device))
 }
 

@@ -247,15 +247,7 @@ fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
 
 fn explain_reactor(number: usize, cpu: Option<usize>, error: &std::io::Error) -> String {
     let place = cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
-    let remedy = match error.kind() {
-        std::io::ErrorKind::PermissionDenied => {
-            "; allow io_uring (sysctl kernel.io_uring_disabled=0, or the container's seccomp profile)"
-        }
-        std::io::ErrorKind::Unsupported => "; this kernel has no io_uring that would do: use a later one",
-        std::io::ErrorKind::OutOfMemory => "; raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a unit)",
-        _ => "",
-    };
-    format!("reactor {number} cannot start{place}: {error}{remedy}")
+    format!("reactor {number} cannot start{place}: {error}")
 }
 
 fn build_subsystem(
