@@ -258,13 +258,13 @@ pub(crate) fn parse_mode(text: At<String>, sink: &Sink) -> Option<u32> {
 }
 
 fn check_max_transfer(size: At<u64>, sink: &Sink) -> Option<u32> {
-    if size.value.is_power_of_two() && (4096..=1 << 20).contains(&size.value) {
+    if size.value.is_power_of_two() && (8192..=1 << 20).contains(&size.value) {
         return Some(size.value as u32);
     }
     sink.error(
         &size.spot,
         format!("a controller cannot have a largest transfer of {} bytes", size.value),
-        "use a power of two from 4K to 1M",
+        "use a power of two from 8K to 1M",
     );
     None
 }
