@@ -8,7 +8,9 @@ pub mod idle;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,7 @@ type Command = Box<dyn FnOnce(&mut Core) + Send>;
 pub struct ReactorThread {
     name: String,
     mailbox: Sender<Command>,
+    has_mail: Arc<AtomicBool>,
     unparker: Unparker,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,6 +53,8 @@ impl ReactorThread {
     pub fn start(number: usize, cpu: Option<usize>) -> io::Result<Self> {
         let name = format!("reactor-{number}");
         let (mailbox, commands) = channel();
+        let has_mail = Arc::new(AtomicBool::new(false));
+        let mail = has_mail.clone();
         let (ready, started) = channel();
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
             let reactor = match cpu.map_or(Ok(()), affinity::pin).and_then(|()| Reactor::new(RING_ENTRIES)) {
@@ -58,19 +63,20 @@ impl ReactorThread {
             };
             if ready.send(Ok(reactor.unparker())).is_ok() {
                 guard_against_panics(|| {
-                    Core { reactor, workers: Vec::new(), stopping: false }.run(&commands)
+                    Core { reactor, workers: Vec::new(), stopping: false }.run(&commands, &mail)
                 });
             }
         })?;
         let gone = || io::Error::other("its thread ended at once");
         let unparker = started.recv().map_err(|_| gone())??;
-        Ok(Self { name, mailbox, unparker, thread: Some(thread) })
+        Ok(Self { name, mailbox, has_mail, unparker, thread: Some(thread) })
     }
 
     /// Has the reactor run `command` between two turns.
     pub fn run(&self, command: impl FnOnce(&mut Core) + Send + 'static) {
         // A thread that panicked has ended the process, so there is always a receiver until `stop`.
         let _ = self.mailbox.send(Box::new(command));
+        self.has_mail.store(true, Ordering::Release);
         self.unparker.unpark();
     }
 
@@ -100,7 +106,7 @@ impl Core {
         &self.reactor
     }
 
-    fn run(mut self, commands: &Receiver<Command>) {
+    fn run(mut self, commands: &Receiver<Command>, has_mail: &AtomicBool) {
         let mut idle = Idle::default();
         while !self.stopping {
             let mut worked = false;
@@ -108,17 +114,12 @@ impl Core {
                 worked |= worker.poll();
             }
             worked |= self.reactor.turn() > 0;
-            loop {
-                match commands.try_recv() {
-                    Ok(command) => {
-                        command(&mut self);
-                        worked = true;
-                    }
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => {
-                        self.stopping = true;
-                        break;
-                    }
+            // A look into the mailbox costs a fence; most turns it is empty. (The one sender is the thread's owner,
+            // who sends a last command before he goes.) Cleared first: what comes later sets it again.
+            while has_mail.load(Ordering::Relaxed) && has_mail.swap(false, Ordering::AcqRel) {
+                while let Ok(command) = commands.try_recv() {
+                    command(&mut self);
+                    worked = true;
                 }
             }
             if worked {
