@@ -20,6 +20,8 @@ use crate::{Host, Listener, listener};
 const DETACH: Duration = Duration::from_secs(3);
 /// How much longer than its deadline the function is waited for. Then memory is taken away all the same.
 const GRACE: Duration = Duration::from_millis(500);
+/// Time between two warnings that the function has not let go of a client.
+const DETACH_LOOK: Duration = Duration::from_secs(5);
 /// How long a client that broke the protocol may take to read the answer.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed (out of descriptors, mostly).
@@ -69,7 +71,7 @@ pub async fn serve(
         tracing::info!("client connected");
         let current = socket.handle();
         let mut running = pin!(converse(socket, &host, &function));
-        let (socket, stop) = loop {
+        let (socket, mut stop) = loop {
             tokio::select! {
                 biased;
                 socket = &mut running => break (Some(socket), false),
@@ -79,7 +81,34 @@ pub async fn serve(
                 },
             }
         };
-        detach(&host, &function).await;
+        let deadline = Instant::now() + DETACH;
+        let mut detached = function.detach(deadline);
+        let mut look = deadline + GRACE;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut detached => break,
+                () = &mut shutdown, if !stop => {
+                    stop = true;
+                    look = Instant::now().max(deadline + GRACE);
+                }
+                () = tokio::time::sleep_until(look.into()) => {
+                    tracing::warn!("the function has not let go of its client yet; no other is served");
+                    // Nobody may rely on that memory any more.
+                    release(&host).await;
+                    if stop {
+                        break;
+                    }
+                    look = Instant::now() + DETACH_LOOK;
+                }
+                // Served when the function is ready.
+                other = accept(&listening, &host, &log), if next.is_none() && !host.closer.is_behind() => {
+                    next = Some(other);
+                }
+            }
+        }
+        release(&host).await;
+        host.dma.repair();
         // Only now may the client believe that its memory is its own again.
         drop(current);
         drop(socket);
@@ -229,12 +258,7 @@ async fn memory_broken(host: &Host) {
 }
 
 /// Lets go of everything the client gave.
-async fn detach(host: &Host, function: &Arc<dyn PciFunction>) {
-    let deadline = Instant::now() + DETACH;
-    let done = function.detach(deadline);
-    if tokio::time::timeout_at((deadline + GRACE).into(), done).await.is_err() {
-        tracing::error!("the function did not let go of its client in time");
-    }
+async fn release(host: &Host) {
     host.set_bus_master(false);
     host.interrupts.clear();
     let retired = host.dma.clear();
@@ -242,5 +266,4 @@ async fn detach(host: &Host, function: &Arc<dyn PciFunction>) {
         // Late accesses would reach the memory of a client that is gone, and of nobody else.
         tracing::error!(%error, "cannot take away the memory of a client that left");
     }
-    host.dma.repair();
 }

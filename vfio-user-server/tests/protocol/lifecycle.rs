@@ -269,3 +269,35 @@ fn a_bus_error_elsewhere() {
         at.cast::<u8>().read_volatile();
     }
 }
+
+/// A function that has not finished with one client would work on for the next.
+#[test]
+fn the_next_client_waits_until_the_function_let_go_of_the_last() {
+    let server = Server::start();
+    let memory = guest(2);
+    let mut client = server.connect();
+    use_it(&mut client, &memory);
+    let table = server.fake.host.dma.table();
+    let hold = Arc::new(Notify::new());
+    *server.fake.hold_detach.lock().unwrap() = Some(hold.clone());
+    drop(client);
+    server.wait_detached(1);
+    let mut next = server.dial();
+    let hello = next.message(command::VERSION, &[0, 0, 0, 0]);
+    next.send(&hello, &[]);
+    next.stream.set_read_timeout(Some(Duration::from_millis(4500))).unwrap();
+    assert!(std::io::Read::read(&mut &next.stream, &mut [0]).is_err(), "no answer yet");
+    // The memory of the one who left is out of reach by now.
+    eventually("the memory to be out of reach", || {
+        rustix::io::pwrite(&memory, &[0; 8], 0).unwrap();
+        table.write(0, b"too late").unwrap();
+        let mut seen = [1; 8];
+        rustix::io::pread(&memory, &mut seen, 0).unwrap();
+        seen == [0; 8]
+    });
+    *server.fake.hold_detach.lock().unwrap() = None;
+    hold.notify_one();
+    next.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    next.receive().unwrap().ok();
+    assert!(next.is_healthy());
+}

@@ -35,6 +35,8 @@ pub struct Fake {
     pub area: Mutex<Option<MappableArea>>,
     pub resets: Mutex<Vec<Reset>>,
     pub detached: AtomicUsize,
+    /// While set, `detach` does not come to an end until it is notified.
+    pub hold_detach: Mutex<Option<Arc<Notify>>>,
     /// Deadlines of the calls to `retire_memory`.
     pub retirements: Mutex<Vec<Instant>>,
     /// While set, `retire_memory` and `reset` do not come to an end until it is notified.
@@ -64,6 +66,7 @@ impl Fake {
             area: Mutex::default(),
             resets: Mutex::default(),
             detached: AtomicUsize::new(0),
+            hold_detach: Mutex::default(),
             retirements: Mutex::default(),
             hold: Mutex::default(),
         })
@@ -109,8 +112,13 @@ impl PciFunction for Fake {
     }
 
     fn detach(&self, _deadline: Instant) -> Quiesced {
+        let hold = self.hold_detach.lock().unwrap().clone();
         self.detached.fetch_add(1, Ordering::SeqCst);
-        Box::pin(async {})
+        Box::pin(async move {
+            if let Some(hold) = hold {
+                hold.notified().await;
+            }
+        })
     }
 }
 
