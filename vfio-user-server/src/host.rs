@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::closer::Closer;
+use crate::ratelimit::RateLimit;
 use crate::{DmaSpace, Interrupts};
 
 /// Guest memory, interrupts and the bus-master switch of one function. Lives as long as the function;
@@ -16,6 +17,10 @@ pub struct Host {
     bus_master: AtomicBool,
     /// For descriptors that the client sent and that are of no use.
     pub(crate) closer: Closer,
+    /// For what is wrong with clients. Here, because connections are as many as a peer likes.
+    pub(crate) complaints: RateLimit,
+    /// For clients that come and go.
+    pub(crate) visits: RateLimit,
 }
 
 impl Host {
@@ -23,7 +28,14 @@ impl Host {
     pub fn new(msix_vectors: u16) -> Self {
         let dma = DmaSpace::new();
         let interrupts = Interrupts::new(msix_vectors, dma.breakage().clone());
-        Self { dma, interrupts, bus_master: AtomicBool::new(false), closer: Closer::default() }
+        Self {
+            dma,
+            interrupts,
+            bus_master: AtomicBool::new(false),
+            closer: Closer::default(),
+            complaints: RateLimit::new(),
+            visits: RateLimit::new(),
+        }
     }
 
     /// The same for a function with MSI in place of MSI-X.

@@ -11,7 +11,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::function::PciFunction;
-use crate::ratelimit::RateLimit;
 use crate::session::{Output, Progress, Session, Wait};
 use crate::socket::{self, Received, Socket, watch};
 use crate::{Host, Listener, listener};
@@ -40,14 +39,13 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let listening = watch(listener.handle(), Interest::READABLE)?;
-    let log = RateLimit::new();
     let mut shutdown = pin!(shutdown);
     let mut next: Option<Socket> = None;
     loop {
         let mut log_wait = true;
         while host.closer.is_exhausted() {
             if std::mem::take(&mut log_wait)
-                && let Some(suppressed) = log.check()
+                && let Some(suppressed) = host.complaints.check()
             {
                 tracing::error!(
                     suppressed,
@@ -65,10 +63,12 @@ pub async fn serve(
             None => tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
-                socket = accept(&listening, &host, &log) => socket,
+                socket = accept(&listening, &host) => socket,
             },
         };
-        tracing::info!("client connected");
+        if let Some(suppressed) = host.visits.check() {
+            tracing::info!(suppressed, "client connected");
+        }
         let current = socket.handle();
         let mut running = pin!(converse(socket, &host, &function));
         let (socket, mut stop) = loop {
@@ -76,8 +76,8 @@ pub async fn serve(
                 biased;
                 socket = &mut running => break (Some(socket), false),
                 () = &mut shutdown => break (None, true),
-                other = accept(&listening, &host, &log), if next.is_none() && !host.closer.is_behind() => {
-                    next = admit(current.as_deref(), other, &log);
+                other = accept(&listening, &host), if next.is_none() && !host.closer.is_behind() => {
+                    next = admit(current.as_deref(), other, &host);
                 },
             }
         };
@@ -93,7 +93,9 @@ pub async fn serve(
                     look = Instant::now().max(deadline + GRACE);
                 }
                 () = tokio::time::sleep_until(look.into()) => {
-                    tracing::warn!("the function has not let go of its client yet; no other is served");
+                    if let Some(suppressed) = host.complaints.check() {
+                        tracing::warn!(suppressed, "the function has not let go of its client yet; no other is served");
+                    }
                     // Nobody may rely on that memory any more.
                     release(&host).await;
                     if stop {
@@ -102,7 +104,7 @@ pub async fn serve(
                     look = Instant::now() + DETACH_LOOK;
                 }
                 // Served when the function is ready.
-                other = accept(&listening, &host, &log), if next.is_none() && !host.closer.is_behind() => {
+                other = accept(&listening, &host), if next.is_none() && !host.closer.is_behind() => {
                     next = Some(other);
                 }
             }
@@ -116,23 +118,25 @@ pub async fn serve(
         if stop {
             return Ok(());
         }
-        tracing::info!("client gone, ready for the next");
+        if let Some(suppressed) = host.visits.check() {
+            tracing::info!(suppressed, "client gone, ready for the next");
+        }
     }
 }
 
 /// Keeps a client that comes while `current` is being served only if that one has left already.
-fn admit(current: Option<&OwnedFd>, other: Socket, log: &RateLimit) -> Option<Socket> {
+fn admit(current: Option<&OwnedFd>, other: Socket, host: &Host) -> Option<Socket> {
     if current.is_none_or(|current| socket::is_hung_up(current.as_fd())) {
         return Some(other);
     }
-    if let Some(suppressed) = log.check() {
+    if let Some(suppressed) = host.complaints.check() {
         tracing::warn!(suppressed, "a further client was turned away: one is connected");
     }
     None
 }
 
 /// The next connection. Errors are logged and waited out.
-async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, host: &Arc<Host>, log: &RateLimit) -> Socket {
+async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, host: &Arc<Host>) -> Socket {
     loop {
         let accepted = match listener.readable().await {
             Ok(mut ready) => match ready.try_io(|listener| listener::accept(listener.get_ref())) {
@@ -145,7 +149,7 @@ async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, host: &Arc<Host>, log: &RateLi
             Ok(socket) => return socket,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                if let Some(suppressed) = log.check() {
+                if let Some(suppressed) = host.complaints.check() {
                     tracing::error!(%error, suppressed, "cannot accept a client");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -160,31 +164,37 @@ async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFu
     let mut broken = pin!(memory_broken(host));
     loop {
         let received = tokio::select! {
-            biased;
-            () = &mut broken => {
-                let cause = host.dma.breakage().cause();
-                tracing::error!(?cause, "the client took away what it had given; closing its connection");
-                return socket;
-            }
-            received = socket.receive() => received,
-        };
+                    biased;
+                    () = &mut broken => {
+                        let cause = host.dma.breakage().cause();
+                        if let Some(suppressed) = host.complaints.check() {
+         tracing::error!(?cause, suppressed, "the client took away what it had given; closing its connection");
+        }
+                        return socket;
+                    }
+                    received = socket.receive() => received,
+                };
         let output = match received {
             Ok(Received::Message(message)) => {
                 let progress = session.handle(message);
-                match finish(&mut session, &socket, progress, broken.as_mut()).await {
+                match finish(&mut session, &socket, host, progress, broken.as_mut()).await {
                     Some(output) => output,
                     None => return socket,
                 }
             }
             Ok(Received::Broken(bad)) => session.reject(bad.0),
             Ok(Received::Closed) => {
-                if socket.is_inside() {
-                    tracing::info!("client left in the middle of a message");
+                if socket.is_inside()
+                    && let Some(suppressed) = host.visits.check()
+                {
+                    tracing::info!(suppressed, "client left in the middle of a message");
                 }
                 return socket;
             }
             Err(error) => {
-                tracing::info!(%error, "client left");
+                if let Some(suppressed) = host.visits.check() {
+                    tracing::info!(%error, suppressed, "client left");
+                }
                 return socket;
             }
         };
@@ -199,12 +209,16 @@ async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFu
                 }
             };
             if let Err(error) = sent {
-                tracing::info!(%error, "client left");
+                if let Some(suppressed) = host.visits.check() {
+                    tracing::info!(%error, suppressed, "client left");
+                }
                 return socket;
             }
         }
         if output.close {
-            tracing::warn!("closing the connection: the client broke the protocol");
+            if let Some(suppressed) = host.complaints.check() {
+                tracing::warn!(suppressed, "closing the connection: the client broke the protocol");
+            }
             return socket;
         }
     }
@@ -214,6 +228,7 @@ async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFu
 async fn finish(
     session: &mut Session,
     socket: &Socket,
+    host: &Host,
     mut progress: Progress,
     mut broken: Pin<&mut impl Future<Output = ()>>,
 ) -> Option<Output> {
@@ -224,7 +239,11 @@ async fn finish(
                 tokio::select! {
                     biased;
                     () = done => {}
-                    () = until(deadline) => tracing::warn!("the function did not let go of memory in time"),
+                    () = until(deadline) => {
+                        if let Some(suppressed) = host.complaints.check() {
+                            tracing::warn!(suppressed, "the function did not let go of memory in time");
+                        }
+                    }
                     () = socket.hung_up() => return None,
                     () = broken.as_mut() => return None,
                 }
@@ -264,6 +283,8 @@ async fn release(host: &Host) {
     let retired = host.dma.clear();
     if let Err(error) = retired.let_go().await {
         // Late accesses would reach the memory of a client that is gone, and of nobody else.
-        tracing::error!(%error, "cannot take away the memory of a client that left");
+        if let Some(suppressed) = host.complaints.check() {
+            tracing::error!(%error, suppressed, "cannot take away the memory of a client that left");
+        }
     }
 }

@@ -21,7 +21,6 @@ use crate::dma::Retired;
 use crate::frame::Message;
 use crate::function::{PciFunction, Quiesced, Reset};
 use crate::pci::{ConfigSpace, msix::MsixBar};
-use crate::ratelimit::RateLimit;
 use crate::version::{self, ClientCapabilities};
 use crate::wire::{HEADER, Header, Version, command, flags};
 use crate::{DmaSpace, Host, Interrupts};
@@ -102,7 +101,6 @@ pub struct Session {
     client: Option<ClientCapabilities>,
     /// The request that is being waited for.
     pending: Option<(Header, Pending)>,
-    log: RateLimit,
 }
 
 impl Session {
@@ -116,7 +114,6 @@ impl Session {
             function,
             client: None,
             pending: None,
-            log: RateLimit::new(),
         }
     }
 
@@ -226,7 +223,7 @@ impl Session {
     }
 
     fn fail(&mut self, header: Header, errno: Errno, what: &str, close: bool) -> Progress {
-        if let Some(suppressed) = self.log.check() {
+        if let Some(suppressed) = self.host.complaints.check() {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::warn!(command = header.command, size = header.size, %error, suppressed, "vfio-user client: {what}");
         }
@@ -240,7 +237,7 @@ impl Session {
     }
 
     fn complain(&self, header: Header, what: &str) {
-        if let Some(suppressed) = self.log.check() {
+        if let Some(suppressed) = self.host.complaints.check() {
             tracing::warn!(
                 command = header.command,
                 size = header.size,

@@ -50,7 +50,7 @@ impl Session {
                 Ok(Handled::EMPTY)
             }
             Err(error) => {
-                if let Some(suppressed) = self.log.check() {
+                if let Some(suppressed) = self.host.complaints.check() {
                     tracing::warn!(iova = map.address, size = map.size, offset = map.offset, %error, suppressed, "cannot map guest memory");
                 }
                 Err(error.errno())
@@ -113,7 +113,7 @@ impl Session {
         match result {
             Ok(_) if !held => self.conclude(header, Handled::Answer(body, Vec::new())),
             Ok(regions) => {
-                if let Some(suppressed) = self.log.check() {
+                if let Some(suppressed) = self.host.complaints.check() {
                     tracing::error!(
                         regions,
                         suppressed,
@@ -124,7 +124,7 @@ impl Session {
                 self.fail(header, libc::EIO, "memory still in use", true)
             }
             Err(error) => {
-                if let Some(suppressed) = self.log.check() {
+                if let Some(suppressed) = self.host.complaints.check() {
                     tracing::error!(%error, suppressed, "cannot take guest memory away; closing the connection");
                 }
                 self.fail(header, libc::EIO, "memory still in use", true)

@@ -62,7 +62,7 @@ impl Session {
         let size = self.region_size(access.region);
         let inside = access.offset <= size && u64::from(access.count) <= size - access.offset;
         let ok = inside && size > 0;
-        if !ok && let Some(suppressed) = self.log.check() {
+        if !ok && let Some(suppressed) = self.host.complaints.check() {
             let RegionAccess { offset, region, count } = access;
             tracing::warn!(region, offset, count, suppressed, "vfio-user client: access outside of a region");
         }

@@ -301,3 +301,54 @@ fn the_next_client_waits_until_the_function_let_go_of_the_last() {
     next.receive().unwrap().ok();
     assert!(next.is_healthy());
 }
+
+/// Counts the lines of a log.
+struct Lines(Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Connecting again and again does not fill the log, whatever is wrong each time.
+#[test]
+fn clients_that_come_and_go_write_few_lines() {
+    let lines = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let server = {
+        // The thread of the server has this one, too.
+        let lines = lines.clone();
+        Server::start_with(move || Some(tracing::subscriber::set_default(Lines(lines))))
+    };
+    let start = Instant::now();
+    for round in 0..300 {
+        let mut client = server.dial();
+        match round % 3 {
+            0 => client.send(&[0xff; 16], &[]),
+            1 => client.hello(),
+            _ => client.send(&[1, 2, 3], &[]),
+        }
+        drop(client);
+        server.wait_detached(round + 1);
+    }
+    // Twenty lines in a window of ten seconds.
+    let windows = start.elapsed().as_secs() as usize / 10 + 2;
+    let lines = lines.load(Ordering::SeqCst);
+    assert!((1..=20 * windows).contains(&lines), "{lines} lines");
+}

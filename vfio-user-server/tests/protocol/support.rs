@@ -140,6 +140,13 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Self {
+        Self::start_with(|| None)
+    }
+
+    /// `log` is called on the server's thread.
+    pub fn start_with(
+        log: impl FnOnce() -> Option<tracing::subscriber::DefaultGuard> + Send + 'static,
+    ) -> Self {
         let alone = alone();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vfio-user.sock");
@@ -149,6 +156,7 @@ impl Server {
         let thread = std::thread::spawn({
             let fake = fake.clone();
             move || {
+                let _log = log();
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let serving = vfio_user_server::serve(listener, fake.host.clone(), fake, async {
                     let _ = stopped.await;
