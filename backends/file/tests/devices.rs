@@ -1,12 +1,12 @@
 //! Block devices, where tests may make some: loop devices, which need root. Without it they are skipped.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use block::testing::{Buffer, plain, read, run, write};
 use block::{Channel, Device, ErrorKind, Flags, Op, Reactor};
-use block_file::{Direct, FileDevice, FileOptions};
+use block_file::{Direct, FileDevice, FileOptions, OpenError};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -134,4 +134,19 @@ fn a_range_that_cannot_be_given_back_does_not_spoil_the_others() {
         assert_eq!(read(&*channel, 512, 3, 3).await.unwrap(), [0; 3 * 512]);
         assert_eq!(read(&*channel, 512, 6, 2).await.unwrap(), [1; 2 * 512]);
     });
+}
+
+#[test]
+fn a_device_that_the_system_has_names_its_remedy() {
+    let Some(disk) = Loop::new(MIB, 512, None) else { return };
+    let options = FileOptions::new(&disk.device);
+    // As a mount has it.
+    let mut exclusive = std::fs::OpenOptions::new();
+    let mounted = exclusive.read(true).custom_flags(libc::O_EXCL).open(&disk.device).unwrap();
+    let error = FileDevice::open(&options).err().expect("refused");
+    assert!(matches!(error, OpenError::Busy { .. }), "{error}");
+    assert!(error.to_string().contains("`findmnt` tell; unmount it"), "{error}");
+    assert_eq!(block::Error::from(error).kind(), ErrorKind::AccessDenied);
+    drop(mounted);
+    FileDevice::open(&options).unwrap();
 }
