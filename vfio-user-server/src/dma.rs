@@ -15,15 +15,15 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::sigbus::Breakage;
+use crate::sigbus::{Breakage, RegisterError};
 use mapping::Mapping;
 
 /// The page size the server offers (capability `pgsizes`): addresses, sizes and offsets are multiples.
 pub const PAGE_SIZE: u64 = 4096;
 /// Regions a client may map (capability `max_dma_maps`). Each costs a mapping of this process, of which
-/// vm.max_map_count allows 65530 by default.
-pub const MAX_REGIONS: usize = 16384;
-/// Bytes a client may map with descriptors: half of the addresses a process has are left to others.
+/// vm.max_map_count allows 65530 by default; a client gets a quarter of what the others leave of them.
+pub const MAX_REGIONS: usize = 8192;
+/// Bytes a client may map with descriptors; no more than a quarter of what the others leave of 64 TiB.
 pub const MAX_MAPPED: u64 = 8 << 40;
 
 /// What the device wants to do with guest memory.
@@ -101,6 +101,9 @@ pub enum MapError {
     /// The client would have more than [`MAX_MAPPED`] bytes, or the file offset is out of range.
     #[error("the region is too large")]
     TooLarge,
+    /// Others must be able to map something, too.
+    #[error("{0}")]
+    Share(RegisterError),
     /// The file is shorter than the region.
     #[error("the region ends at byte {end} of a file of {file}")]
     BeyondFile {
@@ -134,7 +137,7 @@ impl MapError {
             | Self::NotMemory
             | Self::Foreign(_) => libc::EINVAL,
             Self::Overlap => libc::EEXIST,
-            Self::TooMany => libc::ENOSPC,
+            Self::TooMany | Self::Share(_) => libc::ENOSPC,
             Self::TooLarge => libc::E2BIG,
             Self::Os(error) => error.raw_os_error().unwrap_or(libc::ENOMEM),
         }

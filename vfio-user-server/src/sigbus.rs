@@ -31,6 +31,34 @@ pub struct Breakage {
     broken: AtomicU8,
     /// Missing when the process was out of descriptors; the flag still works.
     event: Option<Arc<OwnedFd>>,
+    /// Mappings and bytes registered. Changed under the lock of [`FREE`].
+    mappings: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// Bytes that all clients together may have mapped: half of the addresses that a process has.
+const ADDRESSES: usize = 64 << 40;
+/// A client may take one part in this many of what the others left.
+const SHARE: usize = 4;
+
+/// Why a mapping is not registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The process has too little left for this client to have more: too many mappings.
+    #[error("this client has its share of the mappings that the process may have (vm.max_map_count)")]
+    Mappings,
+    /// The same; too many bytes.
+    #[error("this client has its share of the addresses that the process may map")]
+    Addresses,
+    /// The guard could not be installed.
+    #[error(transparent)]
+    Os(#[from] io::Error),
+}
+
+/// Whether `taken` more than the `mine` I have is within my share of what others leave of `all`.
+fn fits(mine: usize, taken: usize, all: usize, used: usize) -> bool {
+    let left = all.saturating_sub(used.saturating_sub(mine));
+    mine.checked_add(taken).is_some_and(|wanted| wanted <= left / SHARE)
 }
 
 impl Breakage {
@@ -40,6 +68,8 @@ impl Breakage {
         Self {
             broken: AtomicU8::new(0),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok().map(Arc::new),
+            mappings: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
         }
     }
 
@@ -102,40 +132,56 @@ const CHUNKS: usize = 64;
 static TABLE: [AtomicPtr<[Slot; CHUNK]>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS];
 /// Handlers running now. [`Registration`]'s drop waits for them.
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
-static FREE: Mutex<Free> = Mutex::new(Free { slots: Vec::new(), chunks: 0 });
+static FREE: Mutex<Free> = Mutex::new(Free { slots: Vec::new(), chunks: 0, used: 0, bytes: 0 });
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
 struct Free {
     slots: Vec<usize>,
     chunks: usize,
+    /// Registered by all owners.
+    used: usize,
+    bytes: usize,
 }
 
 /// Keeps a mapping registered. Drop it before unmapping.
 #[derive(Debug)]
 pub struct Registration {
     index: usize,
+    len: usize,
     /// What the slot's pointer points to.
-    _owner: Arc<Breakage>,
+    owner: Arc<Breakage>,
 }
 
 /// Registers the `len` mapped bytes at `base`, which the caller owns until the registration is dropped.
 ///
-/// Fails when the process already has as many as it may: three quarters of vm.max_map_count, so that
-/// clients cannot use up what the allocator needs.
-pub fn register(base: NonNull<u8>, len: usize, owner: Arc<Breakage>) -> io::Result<Registration> {
+/// The process has three quarters of vm.max_map_count for this, so that clients cannot use up what the
+/// allocator needs, and no client can take more than its share of what the others leave.
+pub fn register(base: NonNull<u8>, len: usize, owner: Arc<Breakage>) -> Result<Registration, RegisterError> {
     install()?;
     let index = {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        if !fits(owner.mappings.load(Ordering::Relaxed), 1, limit(), free.used) {
+            return Err(RegisterError::Mappings);
+        }
+        if !fits(owner.bytes.load(Ordering::Relaxed), len, ADDRESSES, free.bytes) {
+            return Err(RegisterError::Addresses);
+        }
         if free.slots.is_empty() {
             grow(&mut free)?;
         }
-        free.slots.pop().ok_or(io::ErrorKind::OutOfMemory)?
+        let index = free.slots.pop().ok_or(RegisterError::Mappings)?;
+        free.used += 1;
+        free.bytes += len;
+        owner.mappings.fetch_add(1, Ordering::Relaxed);
+        owner.bytes.fetch_add(len, Ordering::Relaxed);
+        index
     };
-    let slot = slot(index).ok_or(io::ErrorKind::OutOfMemory)?;
+    // There: chunks are never freed, and only their slots are handed out.
+    let slot = slot(index).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     slot.owner.store(Arc::as_ptr(&owner).cast_mut(), Ordering::Relaxed);
     slot.len.store(len, Ordering::Relaxed);
     slot.base.store(base.as_ptr().addr(), Ordering::SeqCst);
-    Ok(Registration { index, _owner: owner })
+    Ok(Registration { index, len, owner })
 }
 
 impl Drop for Registration {
@@ -148,13 +194,18 @@ impl Drop for Registration {
         while ACTIVE.load(Ordering::SeqCst) != 0 {
             std::hint::spin_loop();
         }
-        FREE.lock().unwrap_or_else(PoisonError::into_inner).slots.push(self.index);
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        free.slots.push(self.index);
+        free.used -= 1;
+        free.bytes -= self.len;
+        self.owner.mappings.fetch_sub(1, Ordering::Relaxed);
+        self.owner.bytes.fetch_sub(self.len, Ordering::Relaxed);
     }
 }
 
-fn grow(free: &mut Free) -> io::Result<()> {
+fn grow(free: &mut Free) -> Result<(), RegisterError> {
     if free.chunks * CHUNK >= limit() {
-        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        return Err(RegisterError::Mappings);
     }
     let chunk = Box::new(
         [const {
@@ -305,5 +356,43 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
             let f: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(address) };
             f(signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_gets_a_quarter_of_what_the_others_leave() {
+        assert!(fits(0, 25, 100, 0) && !fits(0, 26, 100, 0));
+        assert!(fits(24, 1, 100, 24) && !fits(25, 1, 100, 25));
+        assert!(fits(0, 10, 100, 60) && !fits(0, 11, 100, 60));
+        assert!(fits(5, 5, 100, 65) && !fits(5, 6, 100, 65));
+        assert!(!fits(0, 1, 100, 98) && !fits(1, usize::MAX, 100, 1) && !fits(0, 1, 100, 200));
+    }
+
+    /// No memory is touched, so addresses that are not mapped will do.
+    #[test]
+    fn one_client_cannot_take_what_others_need() {
+        let at = NonNull::new(ptr::without_provenance_mut(4096)).unwrap();
+        let (greedy, modest) = (Arc::new(Breakage::new()), Arc::new(Breakage::new()));
+        let mut taken = Vec::new();
+        let error = loop {
+            match register(at, 1, greedy.clone()) {
+                Ok(registration) => taken.push(registration),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, RegisterError::Mappings), "{error}");
+        assert!(taken.len() <= limit() / SHARE);
+        let others = register(at, 1, modest.clone()).unwrap();
+        taken.clear();
+        let error = register(at, ADDRESSES / SHARE + 1, greedy.clone()).unwrap_err();
+        assert!(matches!(error, RegisterError::Addresses), "{error}");
+        drop((others, register(at, ADDRESSES / 8, greedy.clone()).unwrap()));
+        let held =
+            |owner: &Breakage| owner.bytes.load(Ordering::Relaxed) + owner.mappings.load(Ordering::Relaxed);
+        assert_eq!(held(&greedy) + held(&modest), 0);
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 use rustix::mm::{MapFlags as MmapFlags, ProtFlags, mmap, munmap};
 
 use super::{MapError, MapFlags, origin};
-use crate::sigbus::{self, Breakage, Registration};
+use crate::sigbus::{self, Breakage, RegisterError, Registration};
 
 /// statfs(2) f_type of hugetlbfs, whose mappings come in huge pages.
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
@@ -57,7 +57,10 @@ impl Mapping {
             return Err(MapError::Os(io::ErrorKind::OutOfMemory.into()));
         };
         let mut mapping = Self { base, len, start: start as usize, registration: None };
-        mapping.registration = Some(sigbus::register(base, len, owner).map_err(MapError::Os)?);
+        mapping.registration = Some(sigbus::register(base, len, owner).map_err(|error| match error {
+            RegisterError::Os(error) => MapError::Os(error),
+            error => MapError::Share(error),
+        })?);
         // A core dump of this process is none of the guest's memory's business. Advice: may fail.
         // SAFETY: the range is ours; the advice changes no contents.
         let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, rustix::mm::Advice::LinuxDontDump) };
