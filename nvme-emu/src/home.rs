@@ -321,6 +321,9 @@ impl Up {
                 self.sq.ring.unmap();
                 break;
             };
+            if command == Command::default() {
+                engine.shared.tell_private_copy();
+            }
             self.cq.reserve();
             self.execute(engine, &command);
         }

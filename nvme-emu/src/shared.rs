@@ -182,6 +182,18 @@ impl Shared {
         }
     }
 
+    /// The admin queue holds no command where the guest says there is one.
+    pub(crate) fn tell_private_copy(&self) {
+        if !self.told_not_shared.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                controller = self.cntlid,
+                "the guest's admin queue reads as zeroes: the guest seems to write to a private copy of its memory; \
+                 start the VMM with shared memory (QEMU: -object memory-backend-memfd,share=on; \
+                 cloud-hypervisor: --memory shared=on)"
+            );
+        }
+    }
+
     /// The status of a transfer that cannot be made.
     pub(crate) fn status_of(&self, error: TransferError) -> Status {
         if let Some(DmaFault::NotShared { .. }) = error.fault {

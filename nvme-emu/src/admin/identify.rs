@@ -37,7 +37,7 @@ pub(super) fn identify(shared: &Shared, command: &Command) -> Result<Vec<u8>, St
             Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())
         }
         Cns::NAMESPACE | Cns::ALLOCATED_NAMESPACE => {
-            with_namespace(shared, nsid, |namespace| namespace_data(namespace).as_bytes().to_vec())
+            with_namespace(shared, nsid, |namespace| namespace_data(shared, namespace).as_bytes().to_vec())
         }
         Cns::CONTROLLER => Ok(controller_data(shared).as_bytes().to_vec()),
         Cns::ACTIVE_NAMESPACE_LIST | Cns::ALLOCATED_NAMESPACE_LIST => namespace_list(shared, nsid),
@@ -60,7 +60,7 @@ pub(super) fn identify(shared: &Shared, command: &Command) -> Result<Vec<u8>, St
         }
         Cns::NAMESPACE_INDEPENDENT => with_namespace(shared, nsid, |namespace| {
             let mut data = IdentifyNamespaceIndependent::new_zeroed();
-            data.nmic = Nmic::new().with_shared(true);
+            data.nmic = Nmic::new().with_shared(is_shared(shared));
             data.nsattr = NsAttr::new().with_write_protected(is_read_only(namespace));
             data.nstat = NStat::new().with_nrdy(true);
             data.as_bytes().to_vec()
@@ -108,6 +108,11 @@ impl OrZeroes for () {
     fn or_zeroes() -> Self {}
 }
 
+/// Whether there are several ways to a namespace. Hosts put a disk with one way under no multipath layer.
+fn is_shared(shared: &Shared) -> bool {
+    shared.subsystem.controllers().len() > 1
+}
+
 fn is_read_only(namespace: &Namespace) -> bool {
     namespace.read_only || !namespace.device.info().abilities.contains(Abilities::WRITE)
 }
@@ -122,7 +127,7 @@ fn controller_data(shared: &Shared) -> IdentifyController {
     pad(&mut data.mn, &identity.model);
     pad(&mut data.fr, firmware_revision());
     data.rab = 6;
-    data.cmic = Cmic::new().with_multi_controller(true);
+    data.cmic = Cmic::new().with_multi_controller(is_shared(shared));
     // In units of the minimum memory page size, 4 KiB, as a power of two.
     data.mdts = (shared.config.max_transfer / 4096).trailing_zeros() as u8;
     data.cntlid = shared.cntlid.into();
@@ -188,7 +193,7 @@ fn blocks_z(blocks: u32) -> u16 {
     u16::try_from(blocks.saturating_sub(1)).unwrap_or(u16::MAX)
 }
 
-fn namespace_data(namespace: &Namespace) -> IdentifyNamespace {
+fn namespace_data(shared: &Shared, namespace: &Namespace) -> IdentifyNamespace {
     let info: Info = namespace.device.info();
     let mut data = IdentifyNamespace::new_zeroed();
     data.nsze = info.blocks.into();
@@ -199,7 +204,7 @@ fn namespace_data(namespace: &Namespace) -> IdentifyNamespace {
     data.nsfeat =
         NsFeat::new().with_nsabp(info.atomic_write_blocks > 1).with_optperf(performance).with_thinp(false);
     data.lbaf[0] = LbaFormat::new().with_lbads(info.block_size.trailing_zeros() as u8);
-    data.nmic = Nmic::new().with_shared(true);
+    data.nmic = Nmic::new().with_shared(is_shared(shared));
     let zeroes = discard && info.abilities.contains(Abilities::DISCARD_ZEROES);
     data.dlfeat = DlFeat::new()
         .with_read_behavior(if zeroes { DeallocatedRead::ZEROES } else { DeallocatedRead::NOT_REPORTED })

@@ -1,19 +1,17 @@
 //! What happens to commands that the device holds: abort, queue deletion, reset, memory taken away, a namespace
 //! removed, an `Io` lost.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::rig::{DATA, MEMORY, PAGE, Rig, admin, nvm};
 use block::fault::{Action, FaultDevice, FaultHandle, Ops, Rule};
 use block::{
     Abilities, Channel, Device, Error, ErrorKind, Flags, Info, Io, IoFuture, Op, Reactor, Submission,
 };
 use block_memory::MemoryDevice;
-use common::{DATA, MEMORY, PAGE, Rig, admin, nvm};
 use nvme_emu::ControllerConfig;
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
 use nvme_spec::registers::{CC, ShutdownStatus, doorbell_offset};

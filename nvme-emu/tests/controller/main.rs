@@ -1,0 +1,5 @@
+//! A controller and its workers in this process, against devices that hold, fail and lose what they are given.
+
+mod identity;
+mod in_flight;
+mod rig;
