@@ -1,0 +1,81 @@
+//! [`Retired`]: memory on its way out.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Region;
+use super::mapping::Mapping;
+
+/// Regions that left the table. What still holds an older table reaches them until they are revoked. Unmaps
+/// them when dropped, unless somebody still holds them: so it is the dropping thread that takes the time, and
+/// not a reactor.
+#[derive(Debug, Default)]
+#[must_use = "a reply to the client may only follow the revocation"]
+pub struct Retired {
+    pub(super) regions: usize,
+    pub(super) mappings: Vec<Arc<Mapping>>,
+}
+
+impl Retired {
+    pub(super) fn of(regions: &[Region]) -> Self {
+        let mappings = regions.iter().filter_map(|r| r.mapping.clone()).collect();
+        Self { regions: regions.len(), mappings }
+    }
+
+    /// Number of regions, with descriptor and without.
+    pub fn len(&self) -> usize {
+        self.regions
+    }
+
+    /// Whether no region left the table.
+    pub fn is_empty(&self) -> bool {
+        self.regions == 0
+    }
+
+    /// Bytes that are mapped.
+    pub fn mapped(&self) -> usize {
+        self.mappings.iter().map(|m| m.len()).sum()
+    }
+
+    /// Whether anything still holds a table with these regions.
+    pub fn is_held(&self) -> bool {
+        self.mappings.iter().any(|m| Arc::strong_count(m) > 1)
+    }
+
+    /// Takes the memory away from whoever still holds it: pointers into it stay good, and reach anonymous
+    /// memory. Returns how many regions were still held.
+    ///
+    /// Kernel I/O that was submitted on the memory before keeps its pages; waiting for that is the
+    /// function's part ([`crate::PciFunction::retire_memory`]).
+    pub fn revoke(self) -> io::Result<usize> {
+        let mut held = 0;
+        for mapping in &self.mappings {
+            // No table has it any more, so the count only falls.
+            if Arc::strong_count(mapping) > 1 {
+                mapping.revoke()?;
+                held += 1;
+            }
+        }
+        Ok(held)
+    }
+}
+
+/// Bytes of guest memory that are unmapped on the spot.
+const UNMAP_AT_ONCE: usize = 1 << 30;
+
+impl Retired {
+    /// Whether [`Self::revoke`] takes so long that others would notice: freeing the page tables of a large
+    /// guest takes a second or two.
+    pub(crate) fn is_large(&self) -> bool {
+        self.mapped() > UNMAP_AT_ONCE
+    }
+
+    /// [`Self::revoke`], on another thread if it takes long.
+    pub(crate) async fn let_go(self) -> io::Result<usize> {
+        if !self.is_large() {
+            return self.revoke();
+        }
+        let revoking = tokio::task::spawn_blocking(|| self.revoke());
+        revoking.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
