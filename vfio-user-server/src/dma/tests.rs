@@ -273,3 +273,12 @@ proptest! {
         }
     }
 }
+
+/// Not even its size is asked for.
+#[test]
+fn files_that_others_serve_are_refused_by_name() {
+    let file = std::fs::File::open("/proc/self/maps").unwrap();
+    let error = DmaSpace::new().map(0, PAGE, Some(file.into()), 0, MapFlags::READ).unwrap_err();
+    assert!(matches!(&error, MapError::Foreign(kind) if kind == "proc"), "{error}");
+    assert!(error.to_string().contains("memfd"));
+}
