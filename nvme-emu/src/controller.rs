@@ -71,6 +71,9 @@ impl ControllerConfig {
             "max_transfer must be a power of two from 8 KiB to 1 MiB"
         } else if !(1..=256).contains(&self.workers) {
             "workers must be 1 to 256"
+        } else if self.intx && self.workers > 1 {
+            // The pin's level is one worker's to say.
+            "a controller with intx needs a single reactor"
         } else {
             if self.shadow_doorbells {
                 self.io_queues = self.io_queues.min(SHADOW_QUEUES);
@@ -148,7 +151,12 @@ impl Controller {
         for (i, bytes) in data.chunks(4).enumerate() {
             let (at, Ok(bytes)) = (offset + 4 * i as u64, <[u8; 4]>::try_from(bytes)) else { continue };
             match area.locate(at) {
-                Some((qid, is_cq)) => area.store(qid, is_cq, u32::from_le_bytes(bytes)),
+                Some((qid, is_cq)) => {
+                    area.store(qid, is_cq, u32::from_le_bytes(bytes));
+                    if is_cq {
+                        self.shared.lower_intx();
+                    }
+                }
                 // The rest of a wider store covers the padding between doorbells.
                 None if i > 0 => {}
                 None => {

@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     told_not_shared: AtomicBool,
     /// Completion queues that hold the INTx pin up.
     intx: AtomicUsize,
+    /// See [`Self::lower_intx`].
+    intx_lowered: AtomicBool,
 }
 
 /// A worker's mailbox and counters.
@@ -132,6 +134,7 @@ impl Shared {
             write_through: AtomicBool::new(false),
             told_not_shared: AtomicBool::new(false),
             intx: AtomicUsize::new(0),
+            intx_lowered: AtomicBool::new(false),
             config,
         }
     }
@@ -250,6 +253,24 @@ impl Shared {
             self.intx.fetch_sub(1, Ordering::AcqRel);
         }
         self.update_intx();
+    }
+
+    /// The guest took completions by message. The pin goes down at once, before the VMM unmasks it: a signal
+    /// that the guest has nothing to find for keeps a VMM's pin up for ever. The home worker raises it again
+    /// if there is more.
+    pub(crate) fn lower_intx(&self) {
+        if self.config.intx && !self.host.interrupts.msix_enabled() {
+            let _registers = self.registers();
+            self.host.interrupts.set_intx(false);
+            self.intx_lowered.store(true, Ordering::Release);
+        }
+    }
+
+    /// Raises the pin again if it was lowered and completions are left. After the queues were looked at.
+    pub(crate) fn review_intx(&self) {
+        if self.intx_lowered.load(Ordering::Relaxed) && self.intx_lowered.swap(false, Ordering::AcqRel) {
+            self.update_intx();
+        }
     }
 
     /// Sets the INTx pin by what the queues and INTMS say.

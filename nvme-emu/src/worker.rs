@@ -55,7 +55,9 @@ impl Worker {
         }
         let shared = &self.engine.shared;
         let (running, bus_master) = (shared.is_running(), shared.host.bus_master());
-        busy | self.engine.turn(running, bus_master)
+        busy |= self.engine.turn(running, bus_master);
+        self.engine.shared.review_intx();
+        busy
     }
 
     /// Whether anything is in flight: the reactor may not sleep long.

@@ -32,11 +32,12 @@ impl RateLimit {
         Self { window: AtomicU64::new(0), used: AtomicU32::new(0), suppressed: AtomicU64::new(0) }
     }
 
-    /// Whether a line may be written now; then also how many were not since the last one that was.
-    /// Never blocks. Racing callers may get a line too many.
-    pub fn check(&self) -> Option<u64> {
+    /// Whether a line may be written now; then also how many were not since the last one that was, if any
+    /// (a field that is `None` does not show). Never blocks. Racing callers may get a line too many.
+    pub fn check(&self) -> Option<Option<u64>> {
         static START: OnceLock<Instant> = OnceLock::new();
-        self.check_at(START.get_or_init(Instant::now).elapsed().as_millis() as u64)
+        let suppressed = self.check_at(START.get_or_init(Instant::now).elapsed().as_millis() as u64)?;
+        Some((suppressed > 0).then_some(suppressed))
     }
 
     fn check_at(&self, now: u64) -> Option<u64> {

@@ -2,4 +2,5 @@
 
 mod identity;
 mod in_flight;
+mod intx;
 mod rig;

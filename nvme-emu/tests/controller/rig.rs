@@ -165,7 +165,7 @@ impl Rig {
         let cq = sq + 0x4000;
         self.write_memory(cq, &vec![0; entries as usize * 16]);
         let size = (entries - 1) << 16 | u32::from(qid);
-        let create_cq = admin(AdminOpcode::CREATE_IO_COMPLETION_QUEUE, 0).prp(cq, 0).dwords(size, 1);
+        let create_cq = admin(AdminOpcode::CREATE_IO_COMPLETION_QUEUE, 0).prp(cq, 0).dwords(size, 3);
         assert_eq!(self.admin(create_cq).0, Status::SUCCESS);
         let create_sq = admin(AdminOpcode::CREATE_IO_SUBMISSION_QUEUE, 0)
             .prp(sq, 0)
