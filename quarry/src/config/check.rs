@@ -117,6 +117,14 @@ fn reactors(config: &Config, machine: &Machine, sink: &Sink) {
         }
     };
     for controller in config.controllers.values() {
+        let spread = if controller.reactors.is_empty() { number } else { controller.reactors.len() };
+        if controller.intx && spread > 1 {
+            sink.error(
+                &controller.spot,
+                format!("the INTx pin cannot be shared by {spread} reactors"),
+                "give the controller one: reactors = [0], or remove `intx`",
+            );
+        }
         let mut seen = BTreeSet::new();
         for reactor in &controller.reactors {
             if reactor.value >= number {
