@@ -9,7 +9,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use vfio_user_server::frame::{Decoder, Message};
@@ -203,6 +203,10 @@ fuzz_target!(|data: &[u8]| {
     world.host.interrupts.clear();
     world.host.interrupts.set_intx(false);
     world.host.dma.unmap_all().revoke().unwrap();
-    // libFuzzer opens a few of its own.
-    assert!(open_descriptors() <= world.open + 8, "descriptors leak");
+    // Descriptors that nobody asked for are closed by a thread of their own. libFuzzer opens a few as well.
+    let limit = Instant::now() + Duration::from_secs(20);
+    while open_descriptors() > world.open + 8 {
+        assert!(Instant::now() < limit, "descriptors leak");
+        std::thread::yield_now();
+    }
 });

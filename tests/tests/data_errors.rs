@@ -63,7 +63,7 @@ fn prps() {
     let start = Instant::now();
     let looped = read(2048, Data::Prp(base, list.iova() + 4088));
     assert!(looped.is_success() || looped.is(Status::DATA_TRANSFER_ERROR), "{looped:?}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(20));
     // More than MDTS.
     let big = controller.arena().alloc(2 << 20).unwrap();
     let prps = Prps::new(controller.arena(), big.iova(), 2 << 20).unwrap();
@@ -144,7 +144,7 @@ fn sgls() {
         !read(1, SglDescriptor::last_segment(many.iova(), 65536 * 16)).is_success(),
         "empty blocks without end"
     );
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(20));
     // Memory that is not there, and lengths that wrap around.
     for (address, len) in [(0xDEAD_0000_0000, 512), (!0x1FF, 512), (!0x1FF, 1024), (!3, 1024)] {
         let got = read(len / 512, block(address, len));
@@ -291,7 +291,7 @@ fn memory_with_limits() {
     let start = Instant::now();
     while controller.status().is_ok() {
         assert!(
-            start.elapsed() < Duration::from_secs(5),
+            start.elapsed() < Duration::from_secs(20),
             "a client that takes its memory away stays connected"
         );
         std::thread::sleep(Duration::from_millis(5));

@@ -101,7 +101,7 @@ fn queues_without_memory_do_no_harm() {
             let start = std::time::Instant::now();
             while !whole.get::<nvme_spec::Completion>(32).phase() {
                 assert!(
-                    start.elapsed() < Duration::from_secs(5),
+                    start.elapsed() < Duration::from_secs(20),
                     "the queue does not go on when its memory comes"
                 );
             }
@@ -234,7 +234,7 @@ fn doorbells_by_message_and_by_mapping_are_one() {
         let start = std::time::Instant::now();
         while completion.is_none() {
             completion = pair.cq.poll();
-            assert!(start.elapsed() < Duration::from_secs(5), "round {round}");
+            assert!(start.elapsed() < Duration::from_secs(20), "round {round}");
         }
         pair.sq.completed(&completion.unwrap());
         other.of(1, true).ring(pair.cq.head()).unwrap();

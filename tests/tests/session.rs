@@ -294,7 +294,7 @@ fn shared_completion_queue() {
             cq.ring().unwrap();
             count += 1;
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "{count} of 124 completions");
+        assert!(start.elapsed() < Duration::from_secs(60), "{count} of 124 completions");
     }
     for id in 1..=4 {
         controller.delete_sq(id).unwrap();
