@@ -103,6 +103,7 @@ pub trait PciFunction: Send + Sync + 'static {
 
     /// The client is gone. Resolves when nothing touches its memory and interrupts any more, and the
     /// function is in its power-on state for the next client. I/O that was accepted is carried out or
-    /// cancelled by `deadline`.
+    /// cancelled, by `deadline` if that can be: whoever needs longer resolves later, and nobody is served
+    /// meanwhile.
     fn detach(&self, deadline: Instant) -> Quiesced;
 }

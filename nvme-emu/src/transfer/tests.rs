@@ -1,3 +1,5 @@
+//! Data pointers against a model, and every misuse of them.
+
 use super::*;
 use nvme_spec::command::{CommandFlags, DataPointer};
 use nvme_spec::sgl::SglIdentifier;

@@ -1,3 +1,5 @@
+//! Vectors and the pin: signalled, masked, replaced, taken away.
+
 use super::*;
 use rustix::event::{EventfdFlags, eventfd};
 
