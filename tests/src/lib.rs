@@ -20,6 +20,9 @@ use nvme_spec::{Completion, Status};
 /// A reply to the client must be there within this time, whatever the backend does (DESIGN.md, "DMA table").
 pub const UNMAP_LIMIT: std::time::Duration = std::time::Duration::from_secs(4);
 
+/// How long anything may take that has no limit of its own: a processor may be shared with much else.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// The status of a completion, without retry hints.
 #[track_caller]
 pub fn status(completion: Result<Completion>) -> Status {

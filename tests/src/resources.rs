@@ -4,6 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::PATIENCE;
+
 /// Descriptors and mappings of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resources {
@@ -41,15 +43,28 @@ impl Resources {
         }
     }
 
-    /// Waits until process `pid` holds no more than this: the same descriptors, no client memory, and of mappings and
-    /// resident memory only what an allocator may keep.
+    /// Those of process `pid` once it holds no client's memory any more.
     #[track_caller]
-    pub fn assert_settles(&self, pid: u32) {
-        const PATIENCE: Duration = Duration::from_secs(8);
+    pub fn without_clients(pid: u32) -> Self {
         let start = Instant::now();
         loop {
             let now = Self::of(pid);
-            let settled = now.descriptors == self.descriptors
+            if now.guest_mappings == 0 {
+                return now;
+            }
+            assert!(start.elapsed() < PATIENCE, "memory of a client that is gone: {now:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until process `pid` holds no more than this: no further descriptors or client memory, and of mappings and
+    /// resident memory only what an allocator may keep.
+    #[track_caller]
+    pub fn assert_settles(&self, pid: u32) {
+        let start = Instant::now();
+        loop {
+            let now = Self::of(pid);
+            let settled = is_part_of(&now.descriptors, &self.descriptors)
                 && now.guest_mappings == self.guest_mappings
                 && now.mappings <= self.mappings + 8
                 && now.resident_kib <= self.resident_kib + 16 * 1024;
@@ -60,4 +75,10 @@ impl Resources {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Whether every element of `part` is one of `whole`, each as often as it is there. Both are sorted.
+fn is_part_of(part: &[String], whole: &[String]) -> bool {
+    let mut whole = whole.iter();
+    part.iter().all(|one| whole.any(|other| other == one))
 }

@@ -11,11 +11,9 @@ use nvme_driver::{Controller, Error, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::PATIENCE;
 use crate::binary::quarry;
 use crate::resources::Resources;
-
-/// How long the program may take to start or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running `quarry serve`. Killed on drop; a test that fails shows its log.
 pub struct Server {
@@ -84,6 +82,21 @@ impl Server {
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits until a line with `what` is in its log, which it returns. A thread of its own writes the lines: what the
+    /// server has logged before it answers a client may come to the file after the answer.
+    #[track_caller]
+    pub fn wait_for_log(&self, what: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let log = self.log();
+            if log.lines().any(|line| line.contains(what)) {
+                return log;
+            }
+            assert!(start.elapsed() < PATIENCE, "no line with {what:?} in the log");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Its process.

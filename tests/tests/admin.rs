@@ -10,7 +10,7 @@ use nvme_spec::command::Fuse;
 use nvme_spec::event::AsyncEvent;
 use nvme_spec::{AdminOpcode, Command, NSID_BROADCAST, Status};
 use quarry_tests::data::{buffer, check_works, run};
-use quarry_tests::{Server, io_queues, status};
+use quarry_tests::{PATIENCE, Server, io_queues, status};
 
 fn setup() -> (Server, Controller) {
     let server = Server::disk("mem:64M");
@@ -276,7 +276,7 @@ fn abort_finds_what_is_there() {
     // An event request is a command too.
     let aer = controller.request_event().unwrap();
     assert!(controller.abort(0, aer).unwrap());
-    let completion = controller.with_admin(|admin| admin.wait(aer, Duration::from_secs(5))).unwrap();
+    let completion = controller.with_admin(|admin| admin.wait(aer, PATIENCE)).unwrap();
     assert_eq!(completion.status().code(), Status::COMMAND_ABORT_REQUESTED);
     server.stop();
 }
@@ -291,7 +291,7 @@ fn event_requests_are_limited_and_events_are_kept() {
     // One event takes one request; its type is then silent until its log page is read.
     let doorbell = controller.doorbells().by_message().of(60, false);
     doorbell.ring(1).unwrap();
-    let event = controller.with_admin(|admin| admin.wait_any(Duration::from_secs(5))).unwrap();
+    let event = controller.with_admin(|admin| admin.wait_any(PATIENCE)).unwrap();
     assert_eq!(event.cid.get(), requests[0], "the oldest request is answered first");
     assert_eq!(AsyncEvent::from_bits(event.dw0.get()), AsyncEvent::WRITE_TO_INVALID_DOORBELL_REGISTER);
     doorbell.ring(2).unwrap();
@@ -299,7 +299,7 @@ fn event_requests_are_limited_and_events_are_kept() {
     assert!(again.is_err(), "masked until the log page was read: {again:?}");
     let log = controller.log_page(1, NSID_BROADCAST, 0, 64).unwrap();
     assert_ne!(u64::from_le_bytes(*log.first_chunk().unwrap()), 0, "the error log tells about it");
-    let event = controller.with_admin(|admin| admin.wait_any(Duration::from_secs(5))).unwrap();
+    let event = controller.with_admin(|admin| admin.wait_any(PATIENCE)).unwrap();
     assert_eq!(event.cid.get(), requests[1], "the second event waited");
     server.stop();
 }

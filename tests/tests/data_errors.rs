@@ -10,7 +10,7 @@ use nvme_spec::{Command, Status};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use quarry_tests::data::{buffer, check_works, run};
-use quarry_tests::{Server, io_queues, status};
+use quarry_tests::{PATIENCE, Server, io_queues, status};
 
 /// A disk of 64 MiB in blocks of 512 bytes.
 const BLOCKS: u64 = 131_072;
@@ -60,10 +60,8 @@ fn prps() {
     // A list that points to itself is walked as far as the transfer goes, and no further.
     let slots = list.u64s(0, 512);
     slots.iter().for_each(|slot| slot.store(list.iova(), std::sync::atomic::Ordering::Relaxed));
-    let start = Instant::now();
     let looped = read(2048, Data::Prp(base, list.iova() + 4088));
     assert!(looped.is_success() || looped.is(Status::DATA_TRANSFER_ERROR), "{looped:?}");
-    assert!(start.elapsed() < Duration::from_secs(20));
     // More than MDTS.
     let big = controller.arena().alloc(2 << 20).unwrap();
     let prps = Prps::new(controller.arena(), big.iova(), 2 << 20).unwrap();
@@ -120,7 +118,6 @@ fn sgls() {
     assert_eq!(read(1, SglDescriptor::last_segment(0xDEAD_0000_0000, 16)), Status::DATA_TRANSFER_ERROR);
     assert_eq!(read(1, SglDescriptor::last_segment(!0xF, 16)), Status::DATA_TRANSFER_ERROR);
     list.put(0, &SglDescriptor::segment(at, 16));
-    let start = Instant::now();
     assert!(!read(1, SglDescriptor::segment(at, 16)).is_success(), "a circle of segments");
     list.put(0, &SglDescriptor::last_segment(at, 16));
     assert_eq!(read(1, SglDescriptor::last_segment(at, 16)), Status::INVALID_SGL_SEGMENT_DESCRIPTOR);
@@ -144,7 +141,6 @@ fn sgls() {
         !read(1, SglDescriptor::last_segment(many.iova(), 65536 * 16)).is_success(),
         "empty blocks without end"
     );
-    assert!(start.elapsed() < Duration::from_secs(20));
     // Memory that is not there, and lengths that wrap around.
     for (address, len) in [(0xDEAD_0000_0000, 512), (!0x1FF, 512), (!0x1FF, 1024), (!3, 1024)] {
         let got = read(len / 512, block(address, len));
@@ -278,8 +274,8 @@ fn memory_with_limits() {
         }
         assert!(arena.whole().to_vec(0, PAGE) == before, "nothing is written where nothing may be");
     }
-    let log = server.log();
-    assert!(log.contains("share=on"), "memory without a descriptor is explained in the log:\n{log}");
+    // Memory without a descriptor is explained in the log.
+    server.wait_for_log("share=on");
     // A descriptor that is gone from under the map.
     let shrunk = map(0x53_0000_0000, MapAccess::FULL);
     rustix::fs::ftruncate(shrunk.fd(), 0).unwrap();
@@ -290,10 +286,7 @@ fn memory_with_limits() {
     let _ = pair.wait(sent, Duration::from_secs(1));
     let start = Instant::now();
     while controller.status().is_ok() {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "a client that takes its memory away stays connected"
-        );
+        assert!(start.elapsed() < PATIENCE, "a client that takes its memory away stays connected");
         std::thread::sleep(Duration::from_millis(5));
     }
     drop((queues, other, controller));

@@ -132,16 +132,16 @@ fn others_do_not_wait() {
     let page = controller.arena().alloc(PAGE).unwrap();
     std::thread::scope(|scope| {
         let unmap = scope.spawn(|| controller.unmap(&arena));
-        let mut slowest = Duration::ZERO;
+        let mut meanwhile = 0;
         while !unmap.is_finished() {
-            let start = Instant::now();
             let sent = other.submit(io::read(1, 0, 8, Data::Prp(page.iova(), 0))).unwrap();
             let completion = other.wait(sent, UNMAP_LIMIT).unwrap();
             assert!(completion.status().is_success());
-            slowest = slowest.max(start.elapsed());
+            meanwhile += 1;
         }
         unmap.join().unwrap().unwrap();
-        assert!(slowest < Duration::from_secs(1), "an unrelated read took {slowest:?}");
+        // The unmap takes seconds. Had the reads to wait for it, there would be one or two.
+        assert!(meanwhile >= 10, "only {meanwhile} reads of others");
     });
     server.stop();
 }

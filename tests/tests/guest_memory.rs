@@ -21,7 +21,7 @@ fn memory_that_is_not_shared_is_told_once_and_harms_nobody() {
     vm.poweroff();
 
     assert!(server.is_running(), "{}", server.log());
-    let log = server.log();
+    let log = server.wait_for_log("share=on");
     let told = warnings(&log);
     assert_eq!(told.len(), 1, "firmware and kernel both tried, one line is enough:\n{log}");
     assert!(told[0].contains("share=on"), "the line names the remedy:\n{log}");

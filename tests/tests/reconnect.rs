@@ -8,7 +8,7 @@ use nvme_driver::{Controller, Data, Namespace, Options, PAGE, io};
 use nvme_spec::Status;
 use nvme_spec::registers::{ASQ, CC, CSTS, Cc, Csts, NSSR, NSSR_MAGIC};
 use quarry_tests::data::{buffer, check_works};
-use quarry_tests::{Server, io_queues, pattern};
+use quarry_tests::{Resources, Server, io_queues, pattern};
 
 const FILE: &str = "file:disk.img,size=64M";
 
@@ -31,9 +31,7 @@ fn fifty(spec: &str, leave: impl Fn(Controller, u64)) {
         disk(&controller).write(0, &pattern(round, 256 << 10)).unwrap();
         leave(controller, round);
     }
-    std::thread::sleep(Duration::from_millis(300));
-    let before = server.resources();
-    assert_eq!(before.guest_mappings, 0, "memory of a client that is gone");
+    let before = Resources::without_clients(server.pid());
     for round in 3..50 {
         let controller = server.controller();
         verify(&controller, round - 1);
@@ -90,8 +88,7 @@ fn a_client_killed_in_the_middle() {
     let controller = server.controller();
     disk(&controller).write(0, &pattern(1, 256 << 10)).unwrap();
     controller.close().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    let before = server.resources();
+    let before = Resources::without_clients(server.pid());
     for _ in 0..5 {
         let mut client = Command::new(env!("CARGO_BIN_EXE_quarry-test-client"))
             .arg(server.socket("vm.sock"))

@@ -98,7 +98,7 @@ fn replacing_the_eventfd_under_signals_loses_none() {
             irqs.set_eventfds(index::MSIX, 0, vec![Some(theirs)]).unwrap();
             let start = std::time::Instant::now();
             while count(&mine) == 0 {
-                assert!(start.elapsed().as_secs() < 10, "no signal in round {round}");
+                assert!(start.elapsed().as_secs() < 60, "no signal in round {round}");
             }
             if round % 3 == 0 {
                 irqs.set_eventfds(index::MSIX, 0, vec![None]).unwrap();

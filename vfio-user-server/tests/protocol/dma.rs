@@ -224,12 +224,14 @@ fn a_client_whose_memory_is_held_for_ever_is_not_told_that_it_is_free() {
     let message = client.message(command::DMA_UNMAP, unmap(0, 0, ALL).as_bytes());
     client.send(&message, &[]);
     // The function gives up shortly before its deadline; the I/O is not over for that.
+    eventually("the function to be asked", || !server.fake.retirements.lock().unwrap().is_empty());
+    let asked = Instant::now();
     eventually("the deadline to come near", || start.elapsed() > Duration::from_millis(2900));
     hold.notify_one();
     assert_eq!(client.receive().unwrap().errno(), libc::EIO);
     assert!(client.is_closed_by_server());
     let deadline = server.fake.retirements.lock().unwrap()[0];
-    assert!(deadline >= start + Duration::from_secs(2) && deadline <= start + Duration::from_secs(4));
+    assert!(deadline >= start + Duration::from_secs(2) && deadline <= asked + Duration::from_secs(4));
     // Not one byte changes any more, whoever still holds the old table.
     in_flight.write(0, b"too late").unwrap();
     let mut seen = [1; 8];
@@ -254,16 +256,24 @@ fn an_unmap_does_not_wait_for_ever_for_a_function_that_holds_nothing() {
 fn disconnect_while_an_unmap_waits() {
     leaves_nothing(|server, client| {
         let memory = guest(1);
-        client.ask_with(command::DMA_MAP, map(0, PAGE, 0, 3).as_bytes(), &[memory.as_fd()]).ok();
         *server.fake.hold.lock().unwrap() = Some(Arc::new(Notify::new()));
-        let message = client.message(command::DMA_UNMAP, unmap(0, PAGE, 0).as_bytes());
-        client.send(&message, &[]);
-        client.send(&message, &[]);
-        eventually("the function to be asked", || !server.fake.retirements.lock().unwrap().is_empty());
-        let start = Instant::now();
-        client.stream.shutdown(std::net::Shutdown::Both).unwrap();
-        server.wait_detached(2);
-        assert!(start.elapsed() < Duration::from_secs(2), "noticed at once, not at the deadline");
+        let fake = &server.fake;
+        // Noticed at once, not at the deadline. Several times, for any one may happen while the machine does other things.
+        let noticed = (1..=5).any(|time| {
+            client.ask_with(command::DMA_MAP, map(0, PAGE, 0, 3).as_bytes(), &[memory.as_fd()]).ok();
+            let message = client.message(command::DMA_UNMAP, unmap(0, PAGE, 0).as_bytes());
+            client.send(&message, &[]);
+            client.send(&message, &[]);
+            eventually("the function to be asked", || fake.retirements.lock().unwrap().len() == time);
+            client.stream.shutdown(std::net::Shutdown::Both).unwrap();
+            server.wait_detached(1 + time);
+            let in_time = Instant::now() < fake.retirements.lock().unwrap()[time - 1];
+            if !in_time {
+                *client = server.connect();
+            }
+            in_time
+        });
+        assert!(noticed);
         *server.fake.hold.lock().unwrap() = None;
     });
 }

@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub const VECTORS: u16 = 33;
 pub const PAGE: u64 = 4096;
 /// Nothing here takes longer, however busy the machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A function with 16 KiB of registers, whose second page can be mapped.
 pub struct Fake {

@@ -1,5 +1,6 @@
 //! `cargo xtask test`.
 
+mod failures;
 mod fuzz;
 mod tally;
 
@@ -7,6 +8,7 @@ use crate::process::{build_quarry, cargo, line, say, target};
 use crate::setup;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use failures::Failures;
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -60,13 +62,17 @@ impl Test {
             command.args(["-E", "not binary(/^guest/)"]);
         }
         command.args(&self.filter).env("QUARRY_BIN", quarry);
-        let mut summary = None;
-        let status = watch(&mut command, |line| summary = tally::nextest(line).or(summary))?;
+        let (mut summary, mut failures) = (None, Failures::default());
+        let status = watch(&mut command, |line| {
+            summary = tally::nextest(line).or(summary);
+            failures.look(line);
+        })?;
         let mut counts = summary.unwrap_or_default();
         if !self.filter.is_empty() {
             counts.skipped = 0; // left out on demand
         }
         tally.add("nextest", counts, status);
+        failures.described().for_each(|failure| tally.explain(failure));
         Ok(())
     }
 }

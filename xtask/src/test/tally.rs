@@ -40,6 +40,11 @@ impl Tally {
         self.counts += counts;
     }
 
+    /// More about a failure that is counted already.
+    pub fn explain(&mut self, failure: String) {
+        self.failures.push(failure);
+    }
+
     /// Something without which the tests cannot go on.
     pub fn broken(&mut self, what: &str) {
         self.failures.push(what.to_owned());
