@@ -23,12 +23,17 @@ const MEMORY: u64 = 64 * 4096;
 
 struct Fake {
     info: FunctionInfo,
+    area: MappableArea,
     registers: Mutex<Vec<u8>>,
 }
 
 impl PciFunction for Fake {
     fn info(&self) -> &FunctionInfo {
         &self.info
+    }
+
+    fn mappable(&self, bar: u8) -> Option<MappableArea> {
+        (bar == 0).then(|| self.area.clone())
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -78,7 +83,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         revision: 5,
         class_code: 0x01_08_02,
         serial_number: 6,
-        bars: vec![Bar { index: 0, size: 0x4000, mappable: Some(area) }],
+        bars: vec![Bar { index: 0, size: 0x4000 }],
         msix_vectors: 33,
         msi: false,
         intx: true,
@@ -86,7 +91,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
     let mut world = World {
         host: Arc::new(Host::new(33)),
-        function: Arc::new(Fake { info, registers: Mutex::new(vec![0; 0x4000]) }),
+        function: Arc::new(Fake { info, area, registers: Mutex::new(vec![0; 0x4000]) }),
         memory: memfd(MEMORY),
         event,
         open: 0,

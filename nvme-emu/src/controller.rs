@@ -84,10 +84,6 @@ impl ControllerConfig {
     }
 }
 
-fn mappable(doorbells: &Doorbells) -> MappableArea {
-    MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() }
-}
-
 /// The PCI device serial number: a hash (FNV-1a) of who the subsystem is, and the controller's number.
 fn serial_number(nqn: &str, cntlid: u16) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
@@ -114,7 +110,6 @@ impl Controller {
         let msix_vectors = if config.msi { wanted.next_power_of_two().min(32) } else { wanted };
         let host = Arc::new(if config.msi { Host::with_msi(msix_vectors) } else { Host::new(msix_vectors) });
         let doorbells = Doorbells::new(config.io_queues)?;
-        let area = mappable(&doorbells);
         let cntlid = subsystem.reserve_controller();
         let info = FunctionInfo {
             vendor_id: VENDOR_ID,
@@ -124,11 +119,7 @@ impl Controller {
             revision: 1,
             class_code: CLASS_CODE,
             serial_number: serial_number(&subsystem.config.nqn, cntlid),
-            bars: vec![Bar {
-                index: 0,
-                size: (DOORBELLS + area.size).next_power_of_two(),
-                mappable: Some(area),
-            }],
+            bars: vec![Bar { index: 0, size: (DOORBELLS + doorbells.size()).next_power_of_two() }],
             msix_vectors,
             msi: config.msi,
             intx: config.intx,
@@ -189,7 +180,10 @@ impl PciFunction for Controller {
     }
 
     fn mappable(&self, bar: u8) -> Option<MappableArea> {
-        (bar == 0).then(|| mappable(&self.shared.doorbells()))
+        (bar == 0).then(|| {
+            let doorbells = self.shared.doorbells();
+            MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() }
+        })
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {

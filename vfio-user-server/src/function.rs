@@ -42,8 +42,6 @@ pub struct Bar {
     pub index: u8,
     /// Bytes, a power of two.
     pub size: u64,
-    /// The parts that a client may map, unless [`PciFunction::mappable`] says otherwise.
-    pub mappable: Option<MappableArea>,
 }
 
 /// A part of a BAR that is plain shared memory: stores there reach the function without a message.
@@ -77,13 +75,10 @@ pub trait PciFunction: Send + Sync + 'static {
     /// Identity and shape.
     fn info(&self) -> &FunctionInfo;
 
-    /// What a client may map of a BAR now. Asked each time that a client asks, so a function can give each
-    /// client memory of its own: what a client has mapped stays in its hands after it left. Whether there is
-    /// an area, its offset and its size are those in [`Self::info`]; only the memory may be another from one
-    /// [`Self::detach`] to the next.
-    fn mappable(&self, bar: u8) -> Option<MappableArea> {
-        self.info().bars.iter().find(|b| b.index == bar).and_then(|b| b.mappable.clone())
-    }
+    /// The part of a BAR that a client may map, if there is one. Asked each time that a client asks, so a
+    /// function can give each client memory of its own: what a client has mapped stays in its hands after it
+    /// left. Only the memory may be another from one [`Self::detach`] to the next.
+    fn mappable(&self, bar: u8) -> Option<MappableArea>;
 
     /// A read of a BAR, in range but of any size and alignment. Bytes that mean nothing read as zero.
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]);

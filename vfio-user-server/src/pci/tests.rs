@@ -13,7 +13,7 @@ fn info() -> FunctionInfo {
         revision: 2,
         class_code: 0x01_08_02,
         serial_number: 0x1122_3344_5566_7788,
-        bars: vec![Bar { index: 0, size: 0x4000, mappable: None }],
+        bars: vec![Bar { index: 0, size: 0x4000 }],
         msix_vectors: 129,
         msi: false,
         intx: true,

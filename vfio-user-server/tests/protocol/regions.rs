@@ -85,7 +85,7 @@ fn a_function_can_give_each_client_memory_of_its_own() {
     drop(first);
     server.wait_detached(1);
     let fresh = MappableArea { offset: 0x1000, size: 0x1000, memory: Arc::new(memfd("fresh", 0x2000)) };
-    *server.fake.area.lock().unwrap() = Some(fresh.clone());
+    *server.fake.area.lock().unwrap() = fresh.clone();
     let mut next = server.connect();
     let answer = next.ask_struct(command::DEVICE_GET_REGION_INFO, &info(64, 0)).ok();
     assert_eq!((answer.body.len(), answer.fds.len()), (64, 1));
@@ -99,7 +99,7 @@ fn a_function_can_give_each_client_memory_of_its_own() {
 
 fn server_memory(server: &Server) -> std::os::fd::OwnedFd {
     use vfio_user_server::PciFunction;
-    let area = server.fake.info().bars[0].mappable.as_ref().unwrap();
+    let area = server.fake.mappable(0).unwrap();
     area.memory.as_fd().try_clone_to_owned().unwrap()
 }
 

@@ -31,8 +31,8 @@ pub struct Fake {
     info: FunctionInfo,
     pub host: Arc<Host>,
     pub registers: Mutex<Vec<u8>>,
-    /// Given out instead of the mappable area in `info`.
-    pub area: Mutex<Option<MappableArea>>,
+    /// What a client may map of BAR 0.
+    pub area: Mutex<MappableArea>,
     pub resets: Mutex<Vec<Reset>>,
     pub detached: AtomicUsize,
     /// While set, `detach` does not come to an end until it is notified.
@@ -56,14 +56,14 @@ impl Fake {
                 revision: 1,
                 class_code: 0x01_08_02,
                 serial_number: 0x0123_4567_89ab_cdef,
-                bars: vec![Bar { index: 0, size: 0x4000, mappable: Some(area) }],
+                bars: vec![Bar { index: 0, size: 0x4000 }],
                 msix_vectors: VECTORS,
                 msi: false,
                 intx: true,
             },
             host: Arc::new(Host::new(VECTORS)),
             registers: Mutex::new((0..0x4000).map(|i| i as u8).collect()),
-            area: Mutex::default(),
+            area: Mutex::new(area),
             resets: Mutex::default(),
             detached: AtomicUsize::new(0),
             hold_detach: Mutex::default(),
@@ -88,7 +88,7 @@ impl PciFunction for Fake {
     }
 
     fn mappable(&self, bar: u8) -> Option<MappableArea> {
-        self.area.lock().unwrap().clone().or_else(|| self.info.bars[usize::from(bar)].mappable.clone())
+        (bar == 0).then(|| self.area.lock().unwrap().clone())
     }
 
     fn bar_read(&self, _bar: u8, offset: u64, data: &mut [u8]) {
