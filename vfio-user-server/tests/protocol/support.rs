@@ -261,7 +261,9 @@ impl Client {
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
-        let sent = sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+        let sent =
+            restart(|| sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL))
+                .unwrap();
         // What a full socket did not take goes without the descriptors.
         (&self.stream).write_all(&bytes[sent..]).unwrap();
     }
@@ -311,13 +313,14 @@ impl Client {
     fn receive_bytes(&self, bytes: &mut [u8]) -> (usize, Vec<OwnedFd>) {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let got =
-            match recvmsg(&self.stream, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
-            {
-                Ok(got) => got.bytes,
-                Err(rustix::io::Errno::CONNRESET) => 0,
-                Err(error) => panic!("waited in vain for the server: {error}"),
-            };
+        let got = restart(|| {
+            recvmsg(&self.stream, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        });
+        let got = match got {
+            Ok(got) => got.bytes,
+            Err(rustix::io::Errno::CONNRESET) => 0,
+            Err(error) => panic!("waited in vain for the server: {error}"),
+        };
         let fds = control.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(fds) => Some(fds),
             _ => None,
@@ -337,6 +340,16 @@ impl Client {
     pub fn is_healthy(&mut self) -> bool {
         let info = self.ask(command::DEVICE_GET_INFO, &[16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         info.ok().body.len() == 16
+    }
+}
+
+/// A system call with a timeout, which a process that was stopped and continued does not restart by itself.
+fn restart<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other,
+        }
     }
 }
 
