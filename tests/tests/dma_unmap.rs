@@ -28,13 +28,13 @@ fn server(rule: &str) -> Server {
     Server::config(&text, &["vm.sock"])
 }
 
-/// Reads into `arena` are in flight, 32 of 64 KiB, on blocks from 32768 on.
+/// Reads into `arena` are in flight, 32 of 64 KiB, on blocks from 32768 on: the controller has fetched them.
 fn reads_in_flight(
     queues: &mut QueuePair,
     arena: &std::sync::Arc<Arena>,
     controller: &Controller,
 ) -> Vec<u16> {
-    (0..32u64)
+    let sent = (0..32u64)
         .map(|index| {
             let iova = arena.iova() + index * 65536;
             let prps = nvme_driver::Prps::new(controller.arena(), iova, 65536).unwrap();
@@ -43,7 +43,12 @@ fn reads_in_flight(
             std::mem::forget(prps);
             sent
         })
-        .collect()
+        .collect();
+    // Of another block, and behind them in the same queue.
+    let page = controller.arena().alloc(PAGE).unwrap();
+    let last = queues.submit(io::read(1, 0, 8, Data::Prp(page.iova(), 0))).unwrap();
+    assert!(queues.wait(last, controller.timeout()).unwrap().status().is_success());
+    sent
 }
 
 /// Unmaps, measures, fills the memory with a pattern of its own and watches it for `watch`.
@@ -90,7 +95,6 @@ fn reads_that_take_a_second() {
     let arena = Arena::new(LEN, IOVA).unwrap();
     controller.map(&arena, MapAccess::FULL).unwrap();
     let sent = reads_in_flight(&mut queues, &arena, &controller);
-    std::thread::sleep(Duration::from_millis(50));
     unmap_and_watch(&controller, &arena, Duration::from_millis(1500));
     for cid in sent {
         // Served before the memory went, or ended by its going.
@@ -108,7 +112,6 @@ fn reads_that_never_come() {
     let arena = Arena::new(LEN, IOVA).unwrap();
     controller.map(&arena, MapAccess::FULL).unwrap();
     let sent = reads_in_flight(&mut queues, &arena, &controller);
-    std::thread::sleep(Duration::from_millis(50));
     unmap_and_watch(&controller, &arena, Duration::from_millis(300));
     for cid in sent {
         let completion = queues.wait(cid, controller.timeout()).unwrap();
