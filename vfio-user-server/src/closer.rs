@@ -150,6 +150,13 @@ mod tests {
         (ours.into(), theirs)
     }
 
+    /// These tests keep thousands of descriptors open.
+    fn allow_many_descriptors() {
+        let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        limit.current = limit.maximum;
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    }
+
     fn eventually(what: &str, holds: impl Fn() -> bool) {
         let start = Instant::now();
         while !holds() {
@@ -160,6 +167,7 @@ mod tests {
 
     #[test]
     fn stuck_threads_are_left_behind_but_not_any_number_of_them() {
+        allow_many_descriptors();
         let closer = Closer::default();
         let mut ends = Vec::new();
         for _ in 0..MAX_THREADS {
@@ -182,6 +190,7 @@ mod tests {
 
     #[test]
     fn who_is_never_done_is_given_up() {
+        allow_many_descriptors();
         let closer = Closer::default();
         let (fd, end) = lingering();
         closer.close([fd]);

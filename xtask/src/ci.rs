@@ -8,8 +8,7 @@ use anyhow::Result;
 const OTHERS: &[&str] = &["qemu-configs/guest-agent", "fuzz"];
 
 pub fn run() -> Result<()> {
-    check()?;
-    Test::default().run()
+    Test::with_check().run()
 }
 
 pub fn check() -> Result<()> {

@@ -14,7 +14,7 @@ use crate::{Abilities, Channel, Device, Info, Reactor};
 
 pub use contents::{discard, flush_and_fua, random_operations, write_zeroes};
 pub use limits::{bad_requests, geometry, read_only};
-pub use load::{dropped_futures, nothing_leaks, several_threads, shared_blocks};
+pub use load::{dropped_futures, guards_are_held, nothing_leaks, several_threads, shared_blocks};
 
 /// How to make the device under test.
 pub struct Suite {
@@ -77,7 +77,7 @@ macro_rules! conformance_tests {
     ($name:ident, $suite:expr) => {
         $crate::conformance_tests!(
             $name, $suite, geometry bad_requests read_only random_operations flush_and_fua discard write_zeroes
-            several_threads shared_blocks dropped_futures nothing_leaks
+            several_threads shared_blocks dropped_futures guards_are_held nothing_leaks
         );
     };
     ($name:ident, $suite:expr, $($test:ident)*) => {

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use block::conformance::Suite;
+use block::testing::cannot_run;
 use block::{Channel, Device, Error, Info, Reactor, conformance_tests};
 use block_file::{Direct, FileDevice, FileOptions};
 
@@ -64,7 +65,7 @@ fn loop_device() -> Arc<dyn Device> {
     let image = dir.path().join("image");
     std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
     let Some(node) = attach(&image) else {
-        eprintln!("no loop device (root, losetup and a free /dev/loopN are needed): a file stands in for it");
+        cannot_run("conformance of block devices: root, losetup and a free /dev/loopN are needed");
         return Arc::new(FileDevice::open(&FileOptions::new(image)).unwrap());
     };
     let device = FileDevice::open(&FileOptions::new(&node)).unwrap();

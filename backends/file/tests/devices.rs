@@ -1,10 +1,10 @@
-//! Block devices, where tests may make some: loop devices, which need root. Without it they are skipped.
+//! Block devices, where tests may make some: loop devices, which need root.
 
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use block::testing::{Buffer, plain, read, run, write};
+use block::testing::{Buffer, cannot_run, plain, read, run, write};
 use block::{Channel, Device, ErrorKind, Flags, Op, Reactor};
 use block_file::{Direct, FileDevice, FileOptions, OpenError};
 use tempfile::TempDir;
@@ -29,7 +29,7 @@ impl Loop {
         if let Some(holds) = holds {
             let options = format!("size={holds}");
             if !done(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(dir.path())) {
-                eprintln!("skipped: mounting needs root");
+                cannot_run("block devices: mounting a tmpfs needs root");
                 return None;
             }
         }
@@ -39,7 +39,7 @@ impl Loop {
         setup.args(["--find", "--show", "--sector-size", &block.to_string()]).arg(new.file());
         let output = setup.output().ok().filter(|output| output.status.success());
         let Some(output) = output else {
-            eprintln!("skipped: loop devices need root");
+            cannot_run("block devices: loop devices need root, losetup and a free /dev/loopN");
             return None;
         };
         new.device = String::from_utf8(output.stdout).unwrap().trim().into();

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use block::testing::{Buffer, Rng, join_all, plain, read, run, write};
+use block::testing::{Buffer, Rng, cannot_run, join_all, plain, read, run, write};
 use block::{Channel, Device, ErrorKind, Flags, Op, Reactor};
 use block_file::{Direct, FileDevice, FileOptions, OpenError};
 use tempfile::TempDir;
@@ -263,7 +263,7 @@ impl Drop for SmallTmpfs {
 #[test]
 fn a_full_file_system_is_no_space_until_there_is_some() {
     let Some(small) = SmallTmpfs::mount() else {
-        eprintln!("skipped: mounting a small tmpfs needs root");
+        cannot_run("a full file system: mounting a tmpfs needs root");
         return;
     };
     let (reactor, channel) = open(&FileOptions::new(small.0.path().join("image")).create(8 * MIB));
@@ -317,7 +317,7 @@ fn qemu_and_we_see_each_other() {
         let _device = FileDevice::open(options).unwrap();
         let mut resize = std::process::Command::new("qemu-img");
         let Ok(output) = resize.args(["resize", "-f", "raw"]).arg(&path).arg("2M").output() else {
-            eprintln!("skipped: no qemu-img");
+            cannot_run("locks that QEMU sees: qemu-img is needed");
             return;
         };
         assert!(!output.status.success());

@@ -179,6 +179,17 @@ fn too_many_regions_are_refused() {
 
 #[test]
 fn an_unmap_is_answered_when_the_function_let_go() {
+    // What is done late is another matter (see below), so this is tried until it was done in time.
+    for _ in 0..5 {
+        if unmap_that_is_let_go() < Duration::from_millis(1500) {
+            return;
+        }
+    }
+    panic!("this machine is too busy to do anything within seconds");
+}
+
+/// Returns how long the function needed, for want of a processor.
+fn unmap_that_is_let_go() -> Duration {
     let server = Server::start();
     let mut client = server.connect();
     let memory = guest(1);
@@ -188,6 +199,7 @@ fn an_unmap_is_answered_when_the_function_let_go() {
     *server.fake.hold.lock().unwrap() = Some(hold.clone());
 
     let message = client.message(command::DMA_UNMAP, unmap(0, PAGE, 0).as_bytes());
+    let start = Instant::now();
     client.send(&message, &[]);
     // Pipelined behind it; it waits its turn.
     let info = client.message(command::DEVICE_GET_INFO, &[16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -199,7 +211,12 @@ fn an_unmap_is_answered_when_the_function_let_go() {
     assert!(std::io::Read::read(&mut &client.stream, &mut [0]).is_err(), "no answer yet");
     client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     hold.notify_one();
-    assert_eq!(client.receive().unwrap().ok().header.command, command::DMA_UNMAP);
+    let answer = client.receive().unwrap();
+    let took = start.elapsed();
+    if took >= Duration::from_millis(1500) {
+        return took;
+    }
+    assert_eq!(answer.ok().header.command, command::DMA_UNMAP);
     assert_eq!(client.receive().unwrap().ok().header.command, command::DEVICE_GET_INFO);
     let mut seen = [0; 9];
     rustix::io::pread(&memory, &mut seen, 0).unwrap();
@@ -208,6 +225,7 @@ fn an_unmap_is_answered_when_the_function_let_go() {
     in_flight.write(0, b"too late!").unwrap();
     rustix::io::pread(&memory, &mut seen, 0).unwrap();
     assert_eq!(&seen, b"in flight");
+    took
 }
 
 /// QEMU takes the memory away after five seconds; it must not be told that it may.

@@ -29,8 +29,9 @@ fn a_hundred_clients_one_after_the_other_leave_nothing() {
     let server = Server::start();
     let memory = guest(2);
     drop(server.connect());
-    server.wait_detached(1);
+    let client = server.connect();
     let (before, maps) = (holdings(), mappings());
+    drop(client);
     for round in 0..100 {
         let mut client = server.connect();
         use_it(&mut client, &memory);
@@ -46,8 +47,9 @@ fn a_hundred_clients_one_after_the_other_leave_nothing() {
             _ => client.send(&[0xff; 16], &[]),
         }
         drop(client);
-        server.wait_detached(round + 2);
+        server.wait_detached(round + 3);
     }
+    let _client = server.connect();
     expect_holdings(before);
     assert!(mappings() <= maps + 16, "{maps} mappings became {}", mappings());
     let host = &server.fake.host;
@@ -176,12 +178,14 @@ fn a_stalled_client_stalls_nobody() {
     *fakes[0].hold.lock().unwrap() = Some(Arc::new(Notify::new()));
     let unmap = stalled.message(command::DMA_UNMAP, super::dma::unmap(0, PAGE, 0).as_bytes());
     stalled.send(&unmap, &[]);
-    for _ in 0..50 {
-        assert!(healthy.is_healthy());
-    }
     stalled.stream.set_nonblocking(true).unwrap();
-    let early = std::io::Read::read(&mut &stalled.stream, &mut [0]);
-    assert!(early.is_err(), "the others were served while the unmap waited");
+    let mut served = 0;
+    while served < 50 && std::io::Read::read(&mut &stalled.stream, &mut [0]).is_err() {
+        assert!(healthy.is_healthy());
+        served += 1;
+    }
+    // The unmap waits for seconds. Had the others to wait with it, it would be one of them, or two.
+    assert!(served >= 5, "{served} requests of others were answered while the unmap waited");
     drop((stalled, healthy));
     stop.notify_waiters();
     thread.join().unwrap();
@@ -243,6 +247,7 @@ fn a_listening_socket_is_inherited_and_nothing_else_is() {
 #[test]
 fn a_bus_error_elsewhere_still_ends_the_process() {
     use std::os::unix::process::ExitStatusExt;
+    let _alone = alone();
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "lifecycle::a_bus_error_elsewhere"])
         .env("QUARRY_TEST_CHILD", "1")

@@ -18,7 +18,7 @@ pub fn run(tally: &mut Tally) -> Result<()> {
         return Ok(());
     }
     if let Err(e) = setup::tool(setup::FUZZ) {
-        tally.cannot_run(&format!("fuzz targets: {e:#}; they"), u32::try_from(targets.len())?);
+        tally.cannot_run(&format!("fuzz targets: {e:#}"), u32::try_from(targets.len())?);
         return Ok(());
     }
     let seconds = seconds("QUARRY_FUZZ_SECONDS", 60)?;

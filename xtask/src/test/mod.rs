@@ -24,13 +24,24 @@ pub struct Test {
     /// Leave out what takes minutes: guests, loom models, fuzz targets
     #[arg(long)]
     quick: bool,
+    /// Before the tests, what `cargo xtask check` does; counted as one of them
+    #[arg(long)]
+    check: bool,
     /// Run only the tests whose names contain one of these (and no loom model or fuzz target)
     filter: Vec<String>,
 }
 
 impl Test {
+    /// Everything.
+    pub fn with_check() -> Self {
+        Self { check: true, ..Self::default() }
+    }
+
     pub fn run(self) -> Result<()> {
         let mut tally = Tally::default();
+        if self.check {
+            tally.step("check", crate::ci::check());
+        }
         if let Err(e) = self.all(&mut tally) {
             tally.broken(&format!("{e:#}"));
         }
@@ -61,17 +72,26 @@ impl Test {
         if self.quick {
             command.args(["-E", "not binary(/^guest/)"]);
         }
-        command.args(&self.filter).env("QUARRY_BIN", quarry);
+        let skips = target().join("skips");
+        let _ = std::fs::remove_file(&skips);
+        command.args(&self.filter).env("QUARRY_BIN", quarry).env("QUARRY_SKIPS", &skips);
         let (mut summary, mut failures) = (None, Failures::default());
         let status = watch(&mut command, |line| {
             summary = tally::nextest(line).or(summary);
             failures.look(line);
         })?;
-        let mut counts = summary.unwrap_or_default();
-        if !self.filter.is_empty() {
-            counts.skipped = 0; // left out on demand
+        match summary {
+            Some(mut counts) => {
+                if self.quick || !self.filter.is_empty() {
+                    counts.skipped = 0; // left out on demand
+                }
+                tally.add("nextest", counts, status);
+            }
+            None => tally.broken(&format!("nextest did not say how many tests passed ({status})")),
         }
-        tally.add("nextest", counts, status);
+        for what in std::fs::read_to_string(&skips).unwrap_or_default().lines() {
+            tally.cannot_run(what, 1);
+        }
         failures.described().for_each(|failure| tally.explain(failure));
         Ok(())
     }

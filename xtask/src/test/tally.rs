@@ -40,6 +40,14 @@ impl Tally {
         self.counts += counts;
     }
 
+    /// Something that passes or fails as a whole.
+    pub fn step(&mut self, what: &str, result: anyhow::Result<()>) {
+        match result {
+            Ok(()) => self.counts.passed += 1,
+            Err(e) => self.broken(&format!("{what}: {e:#}")),
+        }
+    }
+
     /// More about a failure that is counted already.
     pub fn explain(&mut self, failure: String) {
         self.failures.push(failure);
@@ -53,7 +61,7 @@ impl Tally {
 
     /// Something that this machine cannot run.
     pub fn cannot_run(&mut self, what: &str, count: u32) {
-        self.missing.push(format!("{what} cannot run"));
+        self.missing.push(what.to_owned());
         self.counts.skipped += count;
     }
 
@@ -64,9 +72,9 @@ impl Tally {
         }
         for missing in &self.missing {
             println!("{}  {missing}", if ci { "FAILED" } else { "SKIPPED" });
-            if ci {
-                self.counts.failed += 1;
-            }
+        }
+        if ci {
+            self.counts.failed += std::mem::take(&mut self.counts.skipped);
         }
         let Counts { passed, failed, skipped } = self.counts;
         match skipped {

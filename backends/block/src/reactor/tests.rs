@@ -90,10 +90,8 @@ fn dropping_the_reactor_waits_for_the_kernel() {
             drop(read);
         }
     }
-    let begin = Instant::now();
     drop(reactor);
     assert_eq!(drops.get(), 40);
-    assert!(begin.elapsed() < LAST_WAIT);
 }
 
 #[test]
@@ -111,18 +109,11 @@ fn a_completed_operation_may_be_dropped_unseen() {
 }
 
 #[test]
-fn timers_fire_in_order_and_wake_a_park() {
+fn timers_wake_a_park() {
     let reactor = Reactor::new(8).unwrap();
     let begin = Instant::now();
-    let order = RefCell::new(Vec::new());
-    reactor.block_on(join_all([30u64, 10, 20].map(|ms| {
-        let (reactor, order) = (&reactor, &order);
-        async move {
-            reactor.sleep(Duration::from_millis(ms)).await;
-            order.borrow_mut().push(ms);
-        }
-    })));
-    assert_eq!(*order.borrow(), [10, 20, 30]);
+    // In which order: see `timers`.
+    reactor.block_on(join_all([30u64, 10, 20].map(|ms| reactor.sleep(Duration::from_millis(ms)))));
     assert!(begin.elapsed() >= Duration::from_millis(30));
     assert!(begin.elapsed() < Duration::from_secs(60));
     // A sleep that never ends does not overflow anything, and can be dropped.
