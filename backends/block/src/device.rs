@@ -73,8 +73,8 @@ pub trait Channel {
     /// Starts an `Io`. The channel never blocks the thread; what cannot be done at once goes into the future.
     ///
     /// Dropping the future cancels the `Io` as far as it can be cancelled. Whatever goes on even then (in the
-    /// kernel, in a library) holds the `Io`'s guard until it is over, operations without memory too: the
-    /// submitter learns by it when a cancelled `Io` can no longer touch memory or medium.
+    /// kernel, in a library) and can touch memory or change what is on the medium holds the `Io`'s guard until it is
+    /// over, zeroes and discards too: the submitter learns by it when a cancelled `Io` can no longer do harm.
     fn submit(&self, io: Io) -> Submission;
 }
 

@@ -29,7 +29,7 @@ use parker::ParkFlag;
 use ring::Ring;
 use timers::Timers;
 
-pub use ops::RingOp;
+pub use ops::{OnDrop, RingOp};
 pub use timers::Sleep;
 
 /// User data of a cancellation, whose own result does not matter.
@@ -127,7 +127,22 @@ impl Reactor {
     /// `keep` must not own a clone of this [`Reactor`]: an operation that is still in the kernel would then keep
     /// its own ring alive.
     pub unsafe fn submit<K: 'static>(&self, entry: squeue::Entry, keep: K) -> RingOp<K> {
-        RingOp::new(self.0.clone(), keep, |id| {
+        let on_drop = OnDrop { cancel: true, ended: |keep, _| drop(keep) };
+        // SAFETY: the caller's promise.
+        unsafe { self.submit_or(entry, keep, on_drop) }
+    }
+
+    /// The same for an operation whose result matters even if its future is dropped.
+    ///
+    /// # Safety
+    /// As [`Reactor::submit`].
+    pub unsafe fn submit_or<K: 'static>(
+        &self,
+        entry: squeue::Entry,
+        keep: K,
+        on_drop: OnDrop<K>,
+    ) -> RingOp<K> {
+        RingOp::new(self.0.clone(), keep, on_drop, |id| {
             // SAFETY: `keep` lives in the `RingOp`, or in the ring when that is dropped early, until the completion
             // was taken; the rest is the caller's promise.
             unsafe { self.0.ring.borrow_mut().push(entry.user_data(id.0)) };
@@ -175,7 +190,7 @@ impl Inner {
                         match effect {
                             Effect::Nothing => {}
                             Effect::Wake(waker) => waker.wake(),
-                            Effect::Drop(keep) => drop(keep),
+                            Effect::End(ended, result) => ended(result),
                         }
                     }
                 }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block::{Channel, Completed, Error, ErrorKind, Flags, Io, IoFuture, Op, Reactor, Submission};
-use io_uring::{opcode, squeue, types};
+use io_uring::squeue;
 
 use crate::image::Image;
 use crate::pool::Resources;
@@ -23,8 +23,8 @@ pub(crate) struct FileChannel {
 }
 
 impl FileChannel {
-    pub(crate) fn new(image: Arc<Image>, reactor: Reactor) -> Self {
-        Self { shared: Rc::new(Shared { reactor, resources: Rc::new(Resources::new(image)) }) }
+    pub(crate) fn new(image: Arc<Image>, reactor: Reactor) -> Result<Self, Error> {
+        Ok(Self { shared: Rc::new(Shared { reactor, resources: Rc::new(Resources::new(image)?) }) })
     }
 }
 
@@ -46,6 +46,8 @@ impl Channel for FileChannel {
         Submission::Pending(match io.op {
             Op::Read | Op::Write => match image.direct {
                 Some(align) if !transfer::fits(&io, align) => IoFuture::new(transfer::bounced(shared, io)),
+                // The kernel may run the sync of such a write on the spot, and this thread would wait for it.
+                None if io.flags.contains(Flags::FUA) => IoFuture::new(then_sync(shared, io)),
                 _ => IoFuture::new(Transfer::new(shared, io)),
             },
             Op::Flush => IoFuture::new(flush(shared, io)),
@@ -57,13 +59,16 @@ impl Channel for FileChannel {
 }
 
 impl Shared {
-    /// Runs an operation of `io` that has no memory, again when it was interrupted. The error is an errno.
+    /// Runs a fallocate of `io`, or what is like one: without memory. Again when it was interrupted. The error is an
+    /// errno.
     pub(crate) async fn plain(&self, io: &Io, entry: squeue::Entry) -> Result<(), i32> {
+        let mut permit = self.resources.fallocates.lend().await.map_err(|_| libc::ENOMEM)?;
         for retry in 0.. {
             // The guard as well: it tells the submitter when the kernel is done with a cancelled `Io`.
-            let keep = (self.resources.clone(), io.guard().cloned());
+            let keep = (self.resources.clone(), io.guard().cloned(), permit);
             // SAFETY: callers hand in entries without memory; the descriptor is the image's, kept here.
-            let (result, _) = unsafe { self.reactor.submit(entry.clone(), keep) }.await;
+            let (result, kept) = unsafe { self.reactor.submit(entry.clone(), keep) }.await;
+            permit = kept.2;
             match -result {
                 libc::EINTR if retry < MAX_RETRIES => {}
                 libc::EAGAIN if retry < MAX_RETRIES => {
@@ -75,19 +80,20 @@ impl Shared {
         }
         Ok(())
     }
+}
 
-    /// Everything that was written becomes durable.
-    pub(crate) async fn sync(&self, io: &Io) -> Result<(), Error> {
-        let image = &self.resources.image;
-        let entry = opcode::Fsync::new(types::Fd(image.fd())).flags(types::FsyncFlags::DATASYNC).build();
-        self.plain(io, entry).await.map_err(|errno| image.sync_error(Op::Flush, errno))?;
-        // Of two syncs at a time the kernel tells one.
-        image.check_durable()
+/// A durable write through the page cache.
+async fn then_sync(shared: Rc<Shared>, mut io: Io) -> Completed {
+    io.flags.remove(Flags::FUA);
+    let mut completed = Transfer::new(shared.clone(), io).await;
+    if completed.result.is_ok() {
+        completed.result = shared.sync().await;
     }
+    completed
 }
 
 async fn flush(shared: Rc<Shared>, io: Io) -> Completed {
     let writes = shared.resources.image.info.abilities.contains(block::Abilities::WRITE);
-    let result = if writes { shared.sync(&io).await } else { Ok(()) };
+    let result = if writes { shared.sync().await } else { Ok(()) };
     io.complete(result)
 }

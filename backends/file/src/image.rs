@@ -3,12 +3,14 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use block::{Abilities, AlignedBuf, Error, ErrorKind, Info, Op};
+use rustix::fs::{AtFlags, CWD};
 
 use crate::geometry::{self, Align, Holes, MAX_ALIGN};
 use crate::lock;
@@ -16,6 +18,10 @@ use crate::options::{Direct, FileOptions, OpenError};
 
 /// Bytes of zeroes that are written at once where nothing better is to be had.
 pub(crate) const ZEROES: usize = 256 << 10;
+
+/// How long somebody may have a block device locked. udev does whenever one that was open for writing is closed, as by the
+/// server before this one.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Image {
     pub(crate) path: PathBuf,
@@ -44,11 +50,7 @@ impl Image {
             whole_blocks(&path, size, block_size)?;
         }
         let (mut file, is_device) = open_or_create(options)?;
-        match lock::take(&file, options.read_only) {
-            Ok(true) => {}
-            Ok(false) => return Err(OpenError::InUse { path }),
-            Err(error) => return Err(failed(&path, "lock it", error)),
-        }
+        lock(&file, options, is_device)?;
         let size = geometry::size(&mut file).map_err(|source| failed(&path, "tell its size", source))?;
         if let Some(asked) = options.create
             && asked != size
@@ -75,9 +77,25 @@ impl Image {
         })
     }
 
-    /// Its descriptor, open for as long as the image.
+    /// Its own descriptor. A block device is this one's alone (O_EXCL), which is what gives back and zeroes ranges there.
     pub(crate) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// Opens it once more: an open file of its own, which is told of every error in writing back.
+    pub(crate) fn open_again(&self) -> Result<File, Error> {
+        let mut open = OpenOptions::new();
+        open.read(true).write(self.info.abilities.contains(Abilities::WRITE));
+        if self.direct.is_some() {
+            open.custom_flags(libc::O_DIRECT);
+        }
+        // Not by its path: that may be another file's by now.
+        open.open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).map_err(|error| {
+            let kind = Error::from(io::Error::from(error.kind())).kind();
+            let text =
+                format!("{}: cannot open it once more through /proc/self/fd: {error}", self.path.display());
+            Error::new(kind, text)
+        })
     }
 
     /// What `errno` of an operation means for who submitted it.
@@ -126,6 +144,21 @@ impl Image {
     }
 }
 
+/// Takes the locks, if they are not taken already.
+fn lock(file: &File, options: &FileOptions, is_device: bool) -> Result<(), OpenError> {
+    let path = &options.path;
+    let patience = if is_device { PATIENCE } else { Duration::ZERO };
+    let start = Instant::now();
+    loop {
+        match lock::take(file, options.read_only) {
+            Ok(true) => return Ok(()),
+            Ok(false) if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(20)),
+            Ok(false) => return Err(OpenError::InUse { path: path.clone() }),
+            Err(error) => return Err(failed(path, "lock it", error)),
+        }
+    }
+}
+
 fn failed(path: &Path, action: &'static str, source: impl Into<io::Error>) -> OpenError {
     OpenError::Io { path: path.to_owned(), action, source: source.into() }
 }
@@ -159,7 +192,7 @@ fn open_or_create(options: &FileOptions) -> Result<(File, bool), OpenError> {
         Ok(meta) => meta.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return match options.create {
-                Some(size) if !options.read_only => Ok((create(path, size)?, false)),
+                Some(size) if !options.read_only => Ok((create(options, size)?, false)),
                 _ => Err(OpenError::Missing { path: path.clone() }),
             };
         }
@@ -190,28 +223,47 @@ fn open_or_create(options: &FileOptions) -> Result<(File, bool), OpenError> {
     }
 }
 
-/// Makes a sparse file of `size` bytes, durably; leaves none behind if that fails.
-fn create(path: &Path, size: u64) -> Result<File, OpenError> {
+/// Makes a sparse file of `size` bytes, durably and locked; leaves none behind if that fails. Whoever finds it finds it
+/// whole.
+fn create(options: &FileOptions, size: u64) -> Result<File, OpenError> {
+    let path = &options.path;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut open = OpenOptions::new();
-    open.read(true).write(true).create_new(true).mode(0o600);
-    let file = match open.open(path) {
-        Ok(file) => file,
-        // Another server made it at this moment: it has it, too.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(OpenError::InUse { path: path.to_owned() });
+    open.read(true).write(true).mode(0o600);
+    // A file without a name, until it is ready.
+    let (file, is_named) = match open.clone().custom_flags(libc::O_TMPFILE).open(parent) {
+        Ok(file) => (file, false),
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) =>
+        {
+            (open.create_new(true).open(path).map_err(|error| not_made(path, error))?, true)
         }
         Err(error) => return Err(failed(path, "make it", error)),
     };
-    let made = file.set_len(size).and_then(|()| file.sync_all()).and_then(|()| {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent)?.sync_all()
-    });
-    match made {
-        Ok(()) => Ok(file),
-        Err(error) => {
-            let _ = std::fs::remove_file(path);
-            Err(failed(path, "give it its size", error))
+    lock(&file, options, false)?;
+    let name = || match is_named {
+        true => Ok(()),
+        false => {
+            let anonymous = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::linkat(CWD, anonymous, CWD, path, AtFlags::SYMLINK_FOLLOW).map_err(io::Error::from)
         }
+    };
+    let sized = file.set_len(size).and_then(|()| file.sync_all());
+    sized.and_then(|()| name()).and_then(|()| File::open(parent)?.sync_all()).map_err(|error| {
+        let inode = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+        if inode(std::fs::metadata(path)) == inode(file.metadata()) {
+            let _ = std::fs::remove_file(path);
+        }
+        not_made(path, error)
+    })?;
+    Ok(file)
+}
+
+fn not_made(path: &Path, error: io::Error) -> OpenError {
+    match error.kind() {
+        // Another server made it at this moment: it has it, too.
+        io::ErrorKind::AlreadyExists => OpenError::InUse { path: path.to_owned() },
+        _ => failed(path, "make it", error),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! - O_DIRECT where the file system has it, buffered I/O elsewhere ([`Direct`]). What a guest's buffers lack in
 //!   alignment is made up by bounce buffers.
-//! - Sparse images, made on demand; discard and write zeroes by fallocate; flush by fdatasync; FUA by RWF_DSYNC.
+//! - Sparse images, made on demand; discard and write zeroes by fallocate; flush by fdatasync, shared by those
+//!   who ask for it together; FUA by RWF_DSYNC with O_DIRECT, by fdatasync without.
 //! - One server per image: an exclusive lock (`flock`, and the byte locks of QEMU and its tools) for as long as the
 //!   device or a channel of it lives, and `O_EXCL` on block devices, which the kernel refuses while they are mounted. Read-only devices share.
 //!
@@ -12,9 +13,11 @@
 mod channel;
 mod geometry;
 mod image;
+mod limited;
 mod lock;
 mod options;
 mod pool;
+mod sync;
 mod transfer;
 mod zero;
 
@@ -50,6 +53,6 @@ impl Device for FileDevice {
     }
 
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {
-        Ok(Box::new(FileChannel::new(self.image.clone(), reactor.clone())))
+        Ok(Box::new(FileChannel::new(self.image.clone(), reactor.clone())?))
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use block::io::Guard;
-use block::reactor::RingOp;
+use block::reactor::{OnDrop, RingOp};
 use block::{Completed, Error, ErrorKind, Flags, Io, Op};
 use io_uring::{opcode, types};
 
@@ -157,7 +157,7 @@ impl Transfer {
                 break;
             }
         }
-        let fd = types::Fd(resources.image.fd());
+        let fd = types::Fd(resources.fd());
         let at = io.lba * u64::from(resources.image.info.block_size) + done as u64;
         let first = first.unwrap_or(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
         let (ptr, len) = (first.iov_base.cast::<u8>(), first.iov_len as u32);
@@ -169,15 +169,38 @@ impl Transfer {
             (_, false) => opcode::Writev::new(fd, iovecs, count).offset(at).rw_flags(flags).build(),
         };
         let keep = Keep { resources: resources.clone(), _guard: io.guard().cloned(), list };
-        // SAFETY: `keep` holds the image (the descriptor), the guard of the segments, and the iovecs, whose heap
+        let ended = match flags {
+            0 => |_keep: Keep, _| {},
+            _ => |keep: Keep, result| heed(&keep.resources, result),
+        };
+        // SAFETY: `keep` holds the file (the descriptor), the guard of the segments, and the iovecs, whose heap
         // memory does not move with it. The entry makes one completion. Nobody refers to the segments' bytes.
-        unsafe { shared.reactor.submit(entry, keep) }
+        unsafe { shared.reactor.submit_or(entry, keep, OnDrop { cancel: true, ended }) }
     }
 }
 
-/// The flags of a write that is durable when it completes, if `io` asks for that.
+/// The flags of a write that is durable when it completes, if `io` asks for that (with O_DIRECT; see
+/// `channel::then_sync` for the page cache).
 fn durable(io: &Io) -> i32 {
     if io.op == Op::Write && io.flags.contains(Flags::FUA) { libc::RWF_DSYNC } else { 0 }
+}
+
+/// The result of a durable write that nobody waits for any more: it may tell what nobody else is told.
+fn heed(resources: &Resources, result: i32) {
+    let nothing_lost = matches!(
+        -result,
+        // Refused, or cancelled; or no space, which is most likely for this data.
+        libc::EINVAL
+            | libc::EOPNOTSUPP
+            | libc::EFAULT
+            | libc::EFBIG
+            | libc::ECANCELED
+            | libc::ENOSPC
+            | libc::EDQUOT
+    );
+    if result < 0 && !nothing_lost {
+        let _told = resources.image.sync_error(Op::Write, -result);
+    }
 }
 
 impl Future for Transfer {
@@ -213,7 +236,7 @@ pub(crate) async fn bounced(shared: Rc<Shared>, io: Io) -> Completed {
 async fn bounce(shared: &Shared, io: &Io) -> Result<(), Error> {
     let total = io.bytes() as usize;
     let start = io.lba * u64::from(shared.resources.image.info.block_size);
-    let mut buffer = shared.resources.bounce().await?;
+    let mut buffer = shared.resources.bounces.lend().await?;
     let mut done = 0;
     while done < total {
         let len = BOUNCE.min(total - done);
@@ -248,15 +271,20 @@ pub(crate) async unsafe fn whole<K: 'static>(
     let mut keep = (keep, shared.resources.clone());
     let mut progress = Progress::new(flags);
     loop {
-        let fd = types::Fd(shared.resources.image.fd());
+        let fd = types::Fd(shared.resources.fd());
         let (at, from) = (ptr.wrapping_add(progress.done), offset + progress.done as u64);
         let left = (len - progress.done).min(MAX_BYTES) as u32;
         let entry = match op {
             Op::Read => opcode::Read::new(fd, at, left).offset(from).build(),
             _ => opcode::Write::new(fd, at, left).offset(from).rw_flags(progress.flags).build(),
         };
-        // SAFETY: `keep` holds the memory (by this function's contract) and the image, with the descriptor.
-        let (result, kept) = unsafe { shared.reactor.submit(entry, keep) }.await;
+        let ended = match progress.flags {
+            0 => |_keep: (K, Rc<Resources>), _| {},
+            _ => |(_, resources): (K, Rc<Resources>), result| heed(&resources, result),
+        };
+        let on_drop = OnDrop { cancel: true, ended };
+        // SAFETY: `keep` holds the memory (by this function's contract) and the file, with the descriptor.
+        let (result, kept) = unsafe { shared.reactor.submit_or(entry, keep, on_drop) }.await;
         keep = kept;
         if progress.advance(op, result, len, shared)? {
             return Ok(keep.0);

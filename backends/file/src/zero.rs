@@ -47,7 +47,7 @@ pub(crate) async fn write_zeroes(shared: Rc<Shared>, io: Io) -> Completed {
     let mut result =
         each_step(&io, &shared, async |offset, len| zeroes(&shared, &io, may_unmap, offset, len).await).await;
     if result.is_ok() && io.flags.contains(Flags::FUA) {
-        result = shared.sync(&io).await;
+        result = shared.sync().await;
     }
     io.complete(result)
 }

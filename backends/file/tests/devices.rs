@@ -4,8 +4,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use block::testing::{Buffer, cannot_run, plain, read, run, write};
-use block::{Channel, Device, ErrorKind, Flags, Op, Reactor};
+use block::testing::{Buffer, cannot_run, join_all, plain, poll_once, read, run, write};
+use block::{Channel, Device, ErrorKind, Flags, Op, Reactor, Submission};
 use block_file::{Direct, FileDevice, FileOptions, OpenError};
 use tempfile::TempDir;
 
@@ -149,4 +149,54 @@ fn a_device_that_the_system_has_names_its_remedy() {
     assert_eq!(block::Error::from(error).kind(), ErrorKind::AccessDenied);
     drop(mounted);
     FileDevice::open(&options).unwrap();
+}
+
+/// An image whose page cache holds data that cannot be written back.
+fn about_to_lose(disk: &Loop) -> FileDevice {
+    let device = FileDevice::open(&FileOptions::new(&disk.device).direct(Direct::Off)).unwrap();
+    let (reactor, channel) = channel_of(&device);
+    reactor.block_on(write(&*channel, 512, 0, &vec![2; 4 * MIB as usize])).unwrap();
+    device
+}
+
+/// The kernel tells of the loss once. Who asked may be gone by then: its guest has reset the controller, say.
+#[test]
+fn a_loss_that_a_cancelled_flush_was_told_of_is_not_forgotten() {
+    // Cancelled before the kernel has it, while the kernel is at it, and (most likely) when that has ended unseen.
+    for pause in [None, Some(0), Some(100)] {
+        let Some(disk) = Loop::new(16 * MIB, 512, Some(MIB)) else { return };
+        let device = about_to_lose(&disk);
+        let (reactor, channel) = channel_of(&device);
+        let Submission::Pending(flush) = channel.submit(plain(Op::Flush, 0, 0)) else {
+            panic!("on the spot")
+        };
+        let mut flush = Box::pin(flush);
+        assert!(reactor.block_on(poll_once(&mut flush)).is_none());
+        if let Some(pause) = pause {
+            reactor.turn();
+            std::thread::sleep(std::time::Duration::from_millis(pause));
+        }
+        drop(flush);
+        let again = reactor.block_on(run(&*channel, plain(Op::Flush, 0, 0)));
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::WriteFault, "{pause:?}");
+    }
+}
+
+/// Flushes at the same time, on one channel and on another, which is another reactor's.
+#[test]
+fn a_loss_is_told_to_everybody_who_asks() {
+    let Some(disk) = Loop::new(16 * MIB, 512, Some(MIB)) else { return };
+    let device = about_to_lose(&disk);
+    let (reactor, channel) = channel_of(&device);
+    let (other_reactor, other) = channel_of(&device);
+    let flush = || plain(Op::Flush, 0, 0);
+    // One that is under way, and is not looked at before all the others have ended.
+    let Submission::Pending(early) = channel.submit(flush()) else { panic!("on the spot") };
+    let mut early = Box::pin(early);
+    assert!(reactor.block_on(poll_once(&mut early)).is_none());
+    while reactor.turn() == 0 {}
+    let results = other_reactor.block_on(join_all((0..3).map(|_| run(&*other, flush()))));
+    let more = reactor.block_on(join_all((0..3).map(|_| run(&*channel, flush()))));
+    assert!(results.iter().chain(&more).all(Result::is_err), "{results:?} {more:?}");
+    assert!(reactor.block_on(early).result.is_err());
 }

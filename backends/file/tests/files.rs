@@ -3,8 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use block::testing::{Buffer, Rng, cannot_run, join_all, plain, read, run, write};
-use block::{Channel, Device, ErrorKind, Flags, Op, Reactor};
+use block::testing::{Buffer, Rng, cannot_run, join_all, plain, poll_once, read, run, write};
+use block::{Channel, Device, ErrorKind, Flags, Op, Reactor, Submission};
 use block_file::{Direct, FileDevice, FileOptions, OpenError};
 use tempfile::TempDir;
 
@@ -323,5 +323,55 @@ fn qemu_and_we_see_each_other() {
         assert!(!output.status.success());
         assert!(String::from_utf8_lossy(&output.stderr).contains("lock"), "{output:?}");
         assert_eq!(std::fs::metadata(&path).unwrap().len(), MIB);
+    }
+}
+
+/// However many ask: one sync is under way, and the next one is for all who came meanwhile.
+#[test]
+fn flushes_share_a_sync() {
+    let (_dir, path) = dir();
+    let (reactor, channel) = open(&FileOptions::new(&path).create(MIB).direct(Direct::Off));
+    let submit = |io| match channel.submit(io) {
+        Submission::Pending(future) => Box::pin(future),
+        Submission::Done(_) => panic!("on the spot"),
+    };
+    let mut flushes: Vec<_> = (0..50).map(|_| submit(plain(Op::Flush, 0, 0))).collect();
+    reactor.block_on(async {
+        for flush in &mut flushes {
+            assert!(poll_once(flush).await.is_none());
+        }
+    });
+    assert_eq!(reactor.in_flight(), 1);
+    // The first goes, and one that waits: the sync goes on, and the others have what they wait for.
+    drop((flushes.remove(0), flushes.remove(20)));
+    assert_eq!(reactor.in_flight(), 1);
+    for completed in reactor.block_on(join_all(flushes)) {
+        completed.result.unwrap();
+    }
+    assert_eq!(reactor.in_flight(), 0);
+}
+
+/// Servers that start at the same moment: one makes the image and has it, and nobody sees it half made.
+#[test]
+fn an_image_is_made_once() {
+    for _ in 0..100 {
+        let (_dir, path) = dir();
+        let options = FileOptions::new(&path).create(MIB);
+        let barrier = std::sync::Barrier::new(4);
+        let opened = std::thread::scope(|scope| {
+            let threads = [(); 4].map(|()| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let opened = FileDevice::open(&options);
+                    barrier.wait(); // nobody gives it back before all have tried
+                    opened.map(drop)
+                })
+            });
+            threads.map(|thread| thread.join().unwrap())
+        });
+        let refusals: Vec<_> = opened.into_iter().filter_map(Result::err).collect();
+        assert_eq!(refusals.len(), 3);
+        assert!(refusals.iter().all(|error| matches!(error, OpenError::InUse { .. })), "{refusals:?}");
+        drop(FileDevice::open(&options).unwrap());
     }
 }

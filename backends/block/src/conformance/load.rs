@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Suite;
 use crate::io::take_lost;
 use crate::testing::{Buffer, Rng, join_all, plain, poll_once, read, run, write};
-use crate::{Abilities, Device, Flags, Info, Io, Op, Reactor, Submission};
+use crate::{Abilities, Device, Info, Io, Op, Reactor, Submission};
 
 const THREADS: u64 = 3;
 const CHANNELS: usize = 2;
@@ -138,14 +138,13 @@ pub fn dropped_futures(suite: &Suite) {
     assert!(take_lost(0).is_empty());
 }
 
-/// Whatever still runs holds the guard of its `Io`: who sees it free may use the memory for something else.
+/// Whatever still runs holds the guard of its `Io`: who sees it free may use memory and blocks for something else.
 pub fn guards_are_held(suite: &Suite) {
     let fixture = suite.open();
     let channel = &*fixture.channel;
     let ops = [
         (Op::Read, Abilities::empty()),
         (Op::Write, Abilities::WRITE),
-        (Op::Flush, Abilities::empty()),
         (Op::WriteZeroes, Abilities::WRITE | Abilities::WRITE_ZEROES),
         (Op::Discard, Abilities::WRITE | Abilities::DISCARD),
     ];
@@ -154,11 +153,9 @@ pub fn guards_are_held(suite: &Suite) {
             continue;
         }
         for round in 0..24u64 {
-            let (lba, blocks) = if op == Op::Flush { (0, 0) } else { (round % 7, 1 + round % 16) };
+            let blocks = 1 + round % 16;
             let buffer = Buffer::new(fixture.bytes(blocks));
-            let flags = if round % 2 == 1 && op != Op::Read { Flags::FUA } else { Flags::empty() };
-            if let Submission::Pending(future) = channel.submit(buffer.io(op, lba, blocks).with_flags(flags))
-            {
+            if let Submission::Pending(future) = channel.submit(buffer.io(op, round % 7, blocks)) {
                 let mut future = Box::pin(future);
                 for _ in 0..round % 4 {
                     let _ = fixture.reactor.block_on(poll_once(&mut future));

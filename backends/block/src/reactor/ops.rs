@@ -1,6 +1,5 @@
 //! Operations in the hands of the kernel, and the futures that wait for them.
 
-use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,6 +12,9 @@ use super::Inner;
 pub(super) struct OpId(pub(super) u64);
 
 impl OpId {
+    /// Beyond all slots.
+    const NONE: Self = Self(u64::MAX);
+
     fn new(generation: u32, slot: u32) -> Self {
         Self(u64::from(generation) << 32 | u64::from(slot))
     }
@@ -37,15 +39,24 @@ enum Slot {
     Waiting(Option<Waker>),
     /// The kernel is done with it; the future has not yet seen the result.
     Done(i32),
-    /// The kernel has it, and its future is gone: what it owned lives here until the kernel is done.
-    Orphan(Box<dyn Any>),
+    /// The kernel has it, and its future is gone: what it owned lives here until the kernel is done, and takes the
+    /// result then.
+    Orphan(Box<dyn FnOnce(i32)>),
+}
+
+/// What becomes of an operation whose future is dropped before the kernel is done with it.
+pub struct OnDrop<K> {
+    /// The kernel is asked to give it back soon. Else it goes on to its end.
+    pub cancel: bool,
+    /// Takes the result and what the operation owned when the kernel is done; may run at any turn.
+    pub ended: fn(K, i32),
 }
 
 /// What is to be done about a completion once no borrow is held: both may run any code.
 pub(super) enum Effect {
     Nothing,
     Wake(Waker),
-    Drop(Box<dyn Any>),
+    End(Box<dyn FnOnce(i32)>, i32),
 }
 
 pub(super) struct Ops {
@@ -109,7 +120,7 @@ impl Ops {
             Some(Slot::Orphan(_)) => {
                 self.in_kernel -= 1;
                 match self.release(id) {
-                    Some(Slot::Orphan(keep)) => Effect::Drop(keep),
+                    Some(Slot::Orphan(ended)) => Effect::End(ended, result),
                     _ => Effect::Nothing,
                 }
             }
@@ -135,33 +146,46 @@ impl Ops {
     }
 
     /// The future of `id` is dropped. If the kernel still has the operation then `keep` is put away, and the
-    /// slot's former contents come back, to be dropped outside of any borrow.
-    fn orphan<K: 'static>(&mut self, id: OpId, keep: &mut Option<K>) -> Option<Slot> {
+    /// slot's former contents come back, to be dropped outside of any borrow. If not, then what `keep` is to hear.
+    fn orphan<K: 'static>(&mut self, id: OpId, keep: &mut Option<K>, ended: fn(K, i32)) -> Orphaned {
         match self.get(id) {
             Some(slot @ Slot::Waiting(_)) => {
+                let keep = keep.take();
                 // An allocation, but only when something is cancelled.
-                Some(std::mem::replace(slot, Slot::Orphan(Box::new(keep.take()))))
+                let ended = Box::new(move |result| keep.into_iter().for_each(|keep| ended(keep, result)));
+                Orphaned::Waits(std::mem::replace(slot, Slot::Orphan(ended)))
             }
-            Some(Slot::Done(_)) => {
+            Some(Slot::Done(result)) => {
+                let result = *result;
                 self.release(id);
-                None
+                Orphaned::Ended(result)
             }
-            _ => None,
+            _ => Orphaned::Unknown,
         }
     }
+}
+
+/// What became of an operation whose future is dropped.
+enum Orphaned {
+    /// The kernel has it. What was in its slot.
+    Waits(#[expect(dead_code, reason = "dropped by whoever gets it")] Slot),
+    Ended(i32),
+    Unknown,
 }
 
 /// An operation given to the kernel: resolves to its result and the `keep` that was handed in.
 ///
 /// The result is what the kernel wrote: not negative on success, a negated errno otherwise.
 ///
-/// Dropping it early cancels the operation if that is still possible; `keep` stays alive until the kernel is done.
+/// Dropping it early cancels the operation if that is still possible (see [`OnDrop`] for other ways); `keep` stays alive
+/// until the kernel is done.
 #[must_use = "dropping it cancels the operation"]
 pub struct RingOp<K: 'static> {
     inner: Rc<Inner>,
-    /// `None` if it never got a slot.
-    id: Option<OpId>,
+    /// [`OpId::NONE`] if it never got a slot.
+    id: OpId,
     keep: Option<K>,
+    on_drop: OnDrop<K>,
 }
 
 // `keep` is never pinned: it moves with the future, and the kernel knows only what it points to.
@@ -169,12 +193,13 @@ impl<K> Unpin for RingOp<K> {}
 
 impl<K> RingOp<K> {
     /// Makes the operation's slot and lets `start` hand it to the kernel.
-    pub(super) fn new(inner: Rc<Inner>, keep: K, start: impl FnOnce(OpId)) -> Self {
+    pub(super) fn new(inner: Rc<Inner>, keep: K, on_drop: OnDrop<K>, start: impl FnOnce(OpId)) -> Self {
         let id = inner.ops.borrow_mut().insert();
         if let Some(id) = id {
             start(id);
         }
-        Self { inner, id, keep: Some(keep) }
+        let id = id.unwrap_or(OpId::NONE);
+        Self { inner, id, keep: Some(keep), on_drop }
     }
 }
 
@@ -183,8 +208,8 @@ impl<K> Future for RingOp<K> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(i32, K)> {
         let polled = match self.id {
-            Some(id) => self.inner.ops.borrow_mut().poll(id, cx.waker()),
-            None => Ok(-libc::EAGAIN),
+            OpId::NONE => Ok(-libc::EAGAIN),
+            id => self.inner.ops.borrow_mut().poll(id, cx.waker()),
         };
         match polled {
             Ok(result) => self.keep.take().map_or(Poll::Pending, |keep| Poll::Ready((result, keep))),
@@ -198,12 +223,16 @@ impl<K> Future for RingOp<K> {
 
 impl<K> Drop for RingOp<K> {
     fn drop(&mut self) {
-        if self.keep.is_some()
-            && let Some(id) = self.id
-        {
-            let former = self.inner.ops.borrow_mut().orphan(id, &mut self.keep);
-            if former.is_some() {
-                self.inner.cancel(id);
+        if self.keep.is_some() && self.id != OpId::NONE {
+            let orphaned = self.inner.ops.borrow_mut().orphan(self.id, &mut self.keep, self.on_drop.ended);
+            match orphaned {
+                Orphaned::Waits(_) if self.on_drop.cancel => self.inner.cancel(self.id),
+                Orphaned::Waits(_) | Orphaned::Unknown => {}
+                Orphaned::Ended(result) => {
+                    if let Some(keep) = self.keep.take() {
+                        (self.on_drop.ended)(keep, result);
+                    }
+                }
             }
         }
     }

@@ -10,6 +10,9 @@ use io_uring::{IoUring, cqueue, squeue};
 
 /// `IORING_ENTER_GETEVENTS`: run what completed but was not yet posted.
 const GETEVENTS: u32 = 1;
+/// Threads that the kernel may make for operations that have to wait (syncs, fallocate, writes that allocate). All
+/// devices of a reactor share them: one that hangs must not take them all. They exist only while they are needed.
+const WORKERS: u32 = 64;
 /// Completions taken out of the ring at once.
 pub(super) const BATCH: usize = 32;
 
@@ -62,6 +65,8 @@ impl Ring {
                 "this kernel's io_uring is too old (no EXT_ARG or NODROP): Linux 5.11 or later is needed",
             ));
         }
+        // Failure leaves the kernel's own limit, four for each CPU.
+        let _ = uring.submitter().register_iowq_max_workers(&mut [WORKERS, 0]);
         let overflow = VecDeque::with_capacity(uring.params().sq_entries() as usize);
         Ok(Self { uring, overflow, complained: false })
     }
