@@ -7,7 +7,6 @@ use block::Segment;
 use nvme_spec::command::{Command, Fuse};
 use nvme_spec::opcode::AdminOpcode;
 use nvme_spec::queue::AbortCdw10;
-use nvme_spec::registers::Cc;
 use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaTable, Hint};
 
@@ -25,7 +24,7 @@ use events::Events;
 use features::Features;
 use queues::Queues;
 
-/// ACL + 1: aborts that may be outstanding. All are taken.
+/// ACL + 1: aborts that may be outstanding.
 const ABORT_LIMIT: u8 = 4;
 
 /// What the admin queue of an enabled controller works with.
@@ -35,6 +34,8 @@ pub(crate) struct Admin {
     features: Features,
     pub(crate) events: Events,
     pub(crate) queues: Queues,
+    /// Aborts that wait for a worker.
+    aborts: u8,
     segments: Vec<Segment>,
 }
 
@@ -48,6 +49,8 @@ pub(crate) enum Answer {
     Held,
     /// Complete when workers have done something.
     Ask(Ask),
+    /// Complete when all namespaces are durable.
+    Flush,
 }
 
 /// What workers are asked to do.
@@ -76,11 +79,12 @@ pub(crate) enum Change {
 }
 
 impl Admin {
-    pub(crate) fn new(shared: Arc<Shared>, page: u64, cc: Cc) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, page: u64) -> Self {
         Self {
             features: Features::new(&shared),
             events: Events::default(),
-            queues: Queues::new(shared.clone(), cc, page),
+            queues: Queues::new(shared.clone(), page),
+            aborts: 0,
             segments: Vec::new(),
             page,
             shared,
@@ -122,7 +126,7 @@ impl Admin {
                 self.events.request(command.cid())?;
                 Ok(Answer::Held)
             }
-            AdminOpcode::ABORT => Ok(self.abort(command)),
+            AdminOpcode::ABORT => self.abort(command),
             AdminOpcode::DOORBELL_BUFFER_CONFIG if self.shared.config.shadow_doorbells => {
                 self.doorbell_buffer_config(table, command)
             }
@@ -131,23 +135,32 @@ impl Admin {
     }
 
     /// Abort (Base 5.1): dword 0 bit 0 is set when the command was not found.
-    fn abort(&mut self, command: &Command) -> Answer {
+    fn abort(&mut self, command: &Command) -> Result<Answer, Status> {
         let which = AbortCdw10::from_bits(command.cdw10());
         if which.sqid() == 0 {
             // Other admin commands end at once or wait for workers, which is soon.
-            return Answer::Done(u32::from(!self.events.abort(which.cid())));
+            return Ok(Answer::Done(u32::from(!self.events.abort(which.cid()))));
         }
-        let Some(worker) = self.queues.worker_of(which.sqid()) else { return Answer::Done(1) };
+        let Some(worker) = self.queues.worker_of(which.sqid()) else { return Ok(Answer::Done(1)) };
+        if self.aborts == ABORT_LIMIT {
+            return Err(Status::ABORT_COMMAND_LIMIT_EXCEEDED);
+        }
+        self.aborts += 1;
         let found = Arc::new(AtomicBool::new(false));
         let flag = found.clone();
         let message =
             move |done| Message::Abort { sqid: which.sqid(), cid: which.cid(), found: flag.clone(), done };
-        Answer::Ask(Ask {
+        Ok(Answer::Ask(Ask {
             to: To::One(worker),
             message: Box::new(message),
             change: Change::None,
             found: Some(found),
-        })
+        }))
+    }
+
+    /// A worker has done with an abort.
+    pub(crate) fn aborted(&mut self) {
+        self.aborts -= 1;
     }
 
     /// Doorbell Buffer Config (Base 5.11): one memory page each for the doorbells and for EventIdx.

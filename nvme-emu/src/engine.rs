@@ -4,6 +4,7 @@ mod drain;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use block::{Abilities, ErrorKind, Flags, Io, Op, Reactor, Submission};
 use nvme_spec::command::Command;
@@ -35,6 +36,32 @@ const BATCH: u32 = 32;
 /// Bytes started in one turn, so that other controllers of the reactor get theirs.
 const BUDGET: usize = 8 << 20;
 
+/// How long a turn may go on starting and polling commands. Other controllers of the reactor, and this one's control
+/// messages, have to wait for its end.
+const LIMIT: Duration = Duration::from_millis(1);
+
+/// Watches over [`LIMIT`]. Turns with little to do never look at the clock.
+#[derive(Default)]
+struct TurnClock {
+    steps: u32,
+    since: Option<Instant>,
+}
+
+impl TurnClock {
+    /// Steps between two looks. None of them takes long, see `nvm::deallocate`.
+    const STEPS: u32 = 8;
+
+    /// One step is done. Whether it was the last of this turn.
+    fn is_over(&mut self) -> bool {
+        self.steps += 1;
+        if !self.steps.is_multiple_of(Self::STEPS) {
+            return false;
+        }
+        let now = Instant::now();
+        now.duration_since(*self.since.get_or_insert(now)) >= LIMIT
+    }
+}
+
 /// The queues of one controller on one reactor, and what is in flight on them.
 pub(crate) struct Engine {
     pub(crate) shared: Arc<Shared>,
@@ -65,6 +92,7 @@ pub(crate) struct Engine {
     bus_master: bool,
     /// Bytes that may still be started in this turn.
     budget: usize,
+    clock: TurnClock,
     /// Where in `order` the turn begins.
     first: usize,
     /// Guest addresses of the Shadow Doorbell and EventIdx buffers.
@@ -112,6 +140,7 @@ impl Engine {
             hint: Hint::default(),
             bus_master: true,
             budget: BUDGET,
+            clock: TurnClock::default(),
             first: 0,
             shadow: None,
             shared,
@@ -256,7 +285,7 @@ impl Engine {
 
     /// A tag for an `Io` that belongs to no slot.
     pub(crate) fn own_tag(&self) -> u64 {
-        self.slots.io_tag(u32::MAX)
+        self.slots.own_tag()
     }
 
     /// Channels to all namespaces, for a flush of all.
@@ -274,6 +303,7 @@ impl Engine {
     /// Polls woken commands, then fetches and starts new ones. Returns whether there was anything.
     pub(crate) fn turn(&mut self, running: bool, bus_master: bool) -> bool {
         self.set_bus_master(bus_master);
+        self.clock = TurnClock::default();
         let mut busy = self.poll_woken();
         if running && bus_master && !self.order.is_empty() {
             self.budget = BUDGET;
@@ -303,9 +333,16 @@ impl Engine {
         let mut woken = std::mem::take(&mut self.woken);
         self.slots.take_woken(&mut woken);
         let busy = !woken.is_empty();
-        for slot in woken.drain(..) {
+        // What the turn has no time for is first in the next.
+        let mut done = 0;
+        while let Some(slot) = woken.get(done).copied() {
             self.poll_slot(slot);
+            done += 1;
+            if self.clock.is_over() {
+                break;
+            }
         }
+        woken.drain(..done);
         self.woken = woken;
         busy
     }
@@ -364,6 +401,9 @@ impl Engine {
             self.slots.get(slot).tag = Tag { sq: qid, cid: command.cid(), ..Tag::default() };
             self.start(slot, &command);
             started = true;
+            if self.clock.is_over() {
+                self.budget = 0;
+            }
         }
         started
     }
@@ -491,8 +531,8 @@ impl Engine {
                 if matches!(error.kind(), ErrorKind::UnrecoveredRead | ErrorKind::WriteFault) {
                     count(&counters.media_errors, 1);
                 }
-                static LIMIT: RateLimit = RateLimit::new();
-                if let Some(suppressed) = LIMIT.check() {
+                static COMPLAINTS: RateLimit = RateLimit::new();
+                if let Some(suppressed) = COMPLAINTS.check() {
                     tracing::warn!(suppressed, controller = self.shared.cntlid, nsid = tag.nsid, %error, "I/O failed");
                 }
                 from_block(error.kind(), tag.read == 0)
@@ -504,6 +544,8 @@ impl Engine {
     /// Posts a command's completion and frees its slot.
     fn complete(&mut self, slot: u32, status: Status, lba: u64, nsid: u32) {
         let tag = self.slots.get(slot).tag;
+        // An Abort that waits for this is answered after it.
+        let _awaited = self.slots.get(slot).awaited.take();
         self.slots.release(slot);
         if !status.is_success() {
             let failure = Failure { sqid: tag.sq, cid: tag.cid, status, lba, nsid };
@@ -529,8 +571,9 @@ impl Engine {
                     self.vectors.add(vector);
                 }
             } else if self.shared.config.intx {
-                if cq.asserts_intx {
-                    let _ = cq.poll_head();
+                if cq.asserts_intx && cq.poll_head().is_err() {
+                    let error = DoorbellError::Value { qid: *qid };
+                    self.shared.send(HOME, Message::InvalidDoorbell(error));
                 }
                 let asserts = !cq.is_empty();
                 if asserts != cq.asserts_intx {

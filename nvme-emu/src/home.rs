@@ -20,6 +20,7 @@ use crate::nvm;
 use crate::queue::{CompletionQueue, InvalidDoorbell, SubmissionQueue, completion};
 use crate::registers::{Enabled, Registers};
 use crate::shared::{DoorbellError, Message};
+use crate::status::from_block;
 
 /// How long commands in flight may take to end in a reset before they are cancelled.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
@@ -52,8 +53,7 @@ enum Phase {
 
 enum Shutdown {
     None,
-    /// Making all namespaces durable.
-    Flushing(Pin<Box<dyn Future<Output = Result<(), block::Error>>>>),
+    Flushing(Flush),
 }
 
 /// The controller while it is enabled.
@@ -64,6 +64,20 @@ struct Up {
     cq: CompletionQueue,
     admin: Admin,
     waiting: Vec<Waiting>,
+    /// Admin commands that wait until all namespaces are durable.
+    flushing: Vec<(u16, Flush)>,
+}
+
+/// Making all namespaces durable. Polled in each turn; the reactor does not sleep meanwhile.
+type Flush = Pin<Box<dyn Future<Output = Result<(), block::Error>>>>;
+
+fn flush(engine: &mut Engine) -> Flush {
+    let tag = engine.own_tag();
+    Box::pin(nvm::flush_all(engine.channels(), tag, None))
+}
+
+fn poll_flush(flush: &mut Flush) -> Poll<Result<(), block::Error>> {
+    flush.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// An admin command that waits for other workers.
@@ -132,7 +146,7 @@ impl Home {
     pub(crate) fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Stopping(_))
             || matches!(self.shutdown, Shutdown::Flushing(_))
-            || matches!(&self.phase, Phase::On(up) if !up.waiting.is_empty())
+            || matches!(&self.phase, Phase::On(up) if !up.waiting.is_empty() || !up.flushing.is_empty())
     }
 
     fn follow_registers(&mut self, engine: &mut Engine, changed: bool) -> bool {
@@ -218,14 +232,10 @@ impl Home {
         let idle = matches!(self.shutdown, Shutdown::None) && !matches!(self.phase, Phase::Stopping(_));
         if look && idle && engine.shared.registers().shutdown_wanted() {
             engine.shared.registers().begin_shutdown();
-            let tag = engine.own_tag();
-            self.shutdown = Shutdown::Flushing(Box::pin(nvm::flush_all(engine.channels(), tag, None)));
+            self.shutdown = Shutdown::Flushing(flush(engine));
         }
         let Shutdown::Flushing(flush) = &mut self.shutdown else { return false };
-        // Polled in each turn; the reactor does not sleep meanwhile.
-        let Poll::Ready(result) = flush.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-            return false;
-        };
+        let Poll::Ready(result) = poll_flush(flush) else { return false };
         let is_durable = result.is_ok();
         if let Err(error) = result
             && let Some(suppressed) = LIMIT.check()
@@ -259,8 +269,8 @@ impl Up {
         let table = engine.memory.table();
         sq.map(table).map_err(|fault| Refusal::Queue("admin submission queue", fault))?;
         cq.map(table).map_err(|fault| Refusal::Queue("admin completion queue", fault))?;
-        let admin = Admin::new(engine.shared.clone(), 4096 << enabled.cc.mps(), enabled.cc);
-        Ok(Self { enabled, doorbells, sq, cq, admin, waiting: Vec::new() })
+        let admin = Admin::new(engine.shared.clone(), 4096 << enabled.cc.mps());
+        Ok(Self { enabled, doorbells, sq, cq, admin, waiting: Vec::new(), flushing: Vec::new() })
     }
 
     fn page(&self) -> u64 {
@@ -268,7 +278,7 @@ impl Up {
     }
 
     fn turn(&mut self, engine: &mut Engine) -> bool {
-        let mut busy = self.finish_waiting(engine);
+        let mut busy = self.finish_waiting(engine) | self.finish_flushing(engine);
         busy |= self.fetch(engine);
         self.post_events(engine);
         if engine.shared.host.interrupts.msix_enabled() {
@@ -276,8 +286,8 @@ impl Up {
                 engine.vectors.add(0);
             }
         } else if engine.shared.config.intx {
-            if self.cq.asserts_intx {
-                let _ = self.cq.poll_head();
+            if self.cq.asserts_intx && self.cq.poll_head().is_err() {
+                self.invalid_doorbell(engine, DoorbellError::Value { qid: 0 });
             }
             let asserts = !self.cq.is_empty();
             if asserts != self.cq.asserts_intx {
@@ -335,7 +345,12 @@ impl Up {
         match self.admin.execute(engine.memory.table(), &mut Hint::default(), command) {
             // It may wait for ever: its slot is taken when an event comes.
             Answer::Held => self.cq.release(),
-            Answer::Done(result) => self.answer(engine, cid, Status::SUCCESS, result),
+            Answer::Done(result) => {
+                // An event request that this has aborted ends first.
+                self.post_events(engine);
+                self.answer(engine, cid, Status::SUCCESS, result);
+            }
+            Answer::Flush => self.flushing.push((cid, flush(engine))),
             Answer::Failed(status) => self.answer(engine, cid, status, 0),
             Answer::Ask(Ask { to, message, change, found }) => {
                 let (token, latch) = latch();
@@ -359,9 +374,28 @@ impl Up {
                 Change::CqDeleted(qid) => self.doorbells.store(qid, true, 0),
             }
             // Abort: dword 0 bit 0 says that the command was not aborted (Base 5.1.1).
+            if found.is_some() {
+                self.admin.aborted();
+            }
             let missed = found.is_some_and(|found| !found.load(Ordering::Acquire));
             self.answer(engine, cid, Status::SUCCESS, u32::from(missed));
             busy = true;
+        }
+        busy
+    }
+
+    fn finish_flushing(&mut self, engine: &Engine) -> bool {
+        let mut busy = false;
+        for (cid, mut flush) in std::mem::take(&mut self.flushing) {
+            match poll_flush(&mut flush) {
+                Poll::Pending => self.flushing.push((cid, flush)),
+                Poll::Ready(result) => {
+                    let status =
+                        result.map_or_else(|error| from_block(error.kind(), true), |()| Status::SUCCESS);
+                    self.answer(engine, cid, status, 0);
+                    busy = true;
+                }
+            }
         }
         busy
     }
@@ -375,8 +409,14 @@ impl Up {
     }
 
     fn post_events(&mut self, engine: &Engine) {
-        while self.admin.events.has_next() && self.cq.can_post() && self.cq.room(1).is_ok_and(|room| room > 0)
-        {
+        while self.admin.events.has_next() && self.cq.can_post() {
+            match self.cq.room(1) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(InvalidDoorbell) => {
+                    return self.invalid_doorbell(engine, DoorbellError::Value { qid: 0 });
+                }
+            }
             let Some((cid, status, result)) = self.admin.events.next() else { return };
             self.cq.reserve();
             self.cq.post(completion(0, self.sq.head(), cid, status, result), engine.memory.table());

@@ -1,5 +1,6 @@
 //! NVM commands (NVM 3.2): from a fetched command to an `Io`, or a status.
 
+use block::future::yield_now;
 use block::io::Guard;
 use block::{Abilities, Channel, Error, Flags, Info, Io, Op, Submission};
 use nvme_spec::command::{Command, Fuse};
@@ -102,6 +103,9 @@ pub(crate) fn check_ranges(ranges: &[DsmRange], info: &Info) -> Result<(), Statu
     Ok(())
 }
 
+/// Bytes that a command gives back before others get their turn: a device may complete each range on the spot.
+const STEP: u64 = 1 << 20;
+
 /// Deallocates ranges one after the other. A device without discard keeps its data, as is allowed.
 pub(crate) async fn deallocate(
     channel: Rc<dyn Channel>,
@@ -110,10 +114,17 @@ pub(crate) async fn deallocate(
     tag: u64,
     guard: Guard,
 ) -> Result<(), Error> {
+    let mut bytes = 0;
     for range in ranges {
         let (lba, blocks) = (range.slba.get(), u64::from(range.nlb.get()));
         if blocks > 0 && can_discard {
             run(&*channel, Io::new(Op::Discard, lba, blocks, Vec::new(), Some(guard.clone()), tag)).await?;
+            // Blocks are of 512 bytes or more, and what is small has its price too.
+            bytes += (blocks * 512).max(STEP / 16);
+            if bytes >= STEP {
+                bytes = 0;
+                yield_now().await;
+            }
         }
     }
     Ok(())

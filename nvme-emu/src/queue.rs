@@ -101,6 +101,13 @@ impl Shadow {
         self.event = word(self.event_iova, Access::Write);
     }
 
+    /// Takes the buffers into use, with `value` as what the guest wrote last.
+    fn start(&mut self, value: u32, table: &DmaTable) {
+        self.map(table);
+        let _ = table.write(self.doorbell_iova, &value.to_le_bytes());
+        let _ = table.write(self.event_iova, &value.to_le_bytes());
+    }
+
     /// The guest's value, or nothing while the buffer is not mapped.
     fn load(&self) -> Option<u32> {
         // SAFETY: resolved from the current table, which the worker holds; re-resolved before a newer one
@@ -163,12 +170,14 @@ impl SubmissionQueue {
         self.ring.map(table)
     }
 
-    /// Reads the tail from a shadow buffer from now on. The buffer starts with what the doorbell says.
+    /// Reads the tail from a shadow buffer from now on. The buffer starts with what the guest rang last.
     pub(crate) fn set_shadow(&mut self, mut shadow: Shadow, table: &DmaTable) {
-        shadow.map(table);
-        let value = self.doorbell.load();
-        let _ = table.write(shadow.doorbell_iova, &value.to_le_bytes());
-        let _ = table.write(shadow.event_iova, &value.to_le_bytes());
+        // A guest that uses shadows leaves the doorbell as it is.
+        let value = match &self.shadow {
+            Some(former) => former.load().unwrap_or(self.tail),
+            None => self.doorbell.load(),
+        };
+        shadow.start(value, table);
         self.shadow = Some(shadow);
     }
 
@@ -308,12 +317,13 @@ impl CompletionQueue {
         }
     }
 
-    /// Reads the head from a shadow buffer from now on. The buffer starts with what the doorbell says.
+    /// Reads the head from a shadow buffer from now on. The buffer starts with what the guest rang last.
     pub(crate) fn set_shadow(&mut self, mut shadow: Shadow, table: &DmaTable) {
-        shadow.map(table);
-        let value = self.doorbell.load();
-        let _ = table.write(shadow.doorbell_iova, &value.to_le_bytes());
-        let _ = table.write(shadow.event_iova, &value.to_le_bytes());
+        let value = match &self.shadow {
+            Some(former) => former.load().unwrap_or(self.head),
+            None => self.doorbell.load(),
+        };
+        shadow.start(value, table);
         self.shadow = Some(shadow);
     }
 
@@ -391,24 +401,30 @@ impl CompletionQueue {
         let bytes: [u8; Completion::BYTES] = zerocopy::transmute!(completion);
         let words: [u32; 4] = zerocopy::transmute!(bytes);
         let offset = self.tail as usize * Completion::BYTES;
-        match self.ring.backing {
-            // SAFETY: `tail < entries`, and `map` resolved `entries * 16` writable bytes at `base`, page
-            // aligned, in the table that the worker holds. The guest reads meanwhile: volatile and atomic
-            // stores, no reference to plain data. The phase is in the last word, which is released last.
-            Backing::Contiguous(base) => unsafe {
-                let entry = base.as_ptr().add(offset).cast::<u32>();
+        let entry = match self.ring.backing {
+            // SAFETY: `tail < entries`, and `map` resolved `entries * 16` bytes at `base`.
+            Backing::Contiguous(base) => Some(unsafe { base.add(offset) }),
+            Backing::Scattered => {
+                // Regions and entries are aligned: an entry lies in one of them.
+                let (mut entry, iova) = (None, self.ring.iova + offset as u64);
+                let each = |ptr, len| entry = (len == Completion::BYTES).then_some(ptr);
+                let resolved =
+                    table.resolve(iova, Completion::BYTES, Access::Write, &mut Hint::default(), each);
+                resolved.ok().and(entry)
+            }
+            Backing::Gone => return,
+        };
+        if let Some(entry) = entry.filter(|entry| entry.as_ptr().addr().is_multiple_of(4)) {
+            let entry = entry.cast::<u32>();
+            // SAFETY: 16 writable bytes, aligned as just checked, in the table that the worker holds. The guest reads
+            // meanwhile: volatile and atomic stores, no reference to plain data. The phase is in the last word, which
+            // is released last, whole.
+            unsafe {
                 for (i, word) in words[..3].iter().enumerate() {
                     entry.add(i).write_volatile(*word);
                 }
-                AtomicU32::from_ptr(entry.add(3)).store(words[3], Ordering::Release);
-            },
-            Backing::Scattered => {
-                let iova = self.ring.iova + offset as u64;
-                let _ = table.write(iova, &bytes[..12]);
-                fence(Ordering::Release);
-                let _ = table.write(iova + 12, &bytes[12..]);
+                AtomicU32::from_ptr(entry.add(3).as_ptr()).store(words[3], Ordering::Release);
             }
-            Backing::Gone => return,
         }
         self.tail = self.ring.next(self.tail);
         if self.tail == 0 {

@@ -134,6 +134,10 @@ impl Registers {
                         self.csts.set_cfs(false);
                     }
                 }
+                // Whoever takes a shutdown that is complete back can ask for another one.
+                if new.shn() == ShutdownNotification::NONE && self.csts.shst() == ShutdownStatus::COMPLETE {
+                    self.csts.set_shst(ShutdownStatus::NORMAL);
+                }
                 self.cc = new;
                 effects.configuration = true;
             }
@@ -235,14 +239,21 @@ impl Registers {
         }
     }
 
-    /// Everything as after power on; the home worker sees a reset. CSTS.RDY stays until it is done.
+    /// Everything as after power on; the home worker sees a reset. CSTS.RDY stays until that is done.
     pub(crate) fn power_on(&mut self) {
         self.cc = Cc::new();
         self.aqa = Aqa::new();
         self.asq = 0;
         self.acq = 0;
         self.intms = 0;
+        self.csts.set_shst(ShutdownStatus::NORMAL);
+        self.csts.set_nssro(false);
         self.resets += 1;
+    }
+
+    /// CC, of which some fields may change while the controller is enabled.
+    pub(crate) fn cc(&self) -> Cc {
+        self.cc
     }
 
     /// As [`Self::power_on`], by NSSR: CSTS.NSSRO tells the host.
@@ -355,6 +366,26 @@ mod tests {
         assert!(Csts::from_bits(u32::from_le_bytes(read(&registers, CSTS))).nssro());
         registers.write(CSTS, &0x10u32.to_le_bytes());
         assert!(!Csts::from_bits(u32::from_le_bytes(read(&registers, CSTS))).nssro());
+    }
+
+    #[test]
+    fn a_shutdown_can_be_asked_for_again_and_is_forgotten_at_power_on() {
+        let mut registers = Registers::new(1024);
+        let mut shut_down = |shn: u32| {
+            registers.write(CC, &(shn << 14 | 1).to_le_bytes());
+            let wanted = registers.shutdown_wanted();
+            if wanted {
+                registers.begin_shutdown();
+                registers.finish_shutdown(true);
+            }
+            wanted
+        };
+        assert!(shut_down(1) && !shut_down(1));
+        assert!(!shut_down(0) && shut_down(1));
+        registers.subsystem_reset();
+        assert!(registers.csts.nssro() && registers.csts.shst() == ShutdownStatus::NORMAL);
+        registers.power_on();
+        assert!(!registers.csts.nssro());
     }
 
     #[test]

@@ -220,8 +220,9 @@ impl Shared {
             return;
         }
         mail.messages.push_back(message);
-        drop(mail);
+        // Under the lock, as where it is cleared: it never stays set over an empty box.
         port.has_mail.store(true, Ordering::Release);
+        drop(mail);
         port.wake();
     }
 
@@ -266,11 +267,10 @@ impl Shared {
         }
     }
 
-    /// Raises the pin again if it was lowered and completions are left. After the queues were looked at.
-    pub(crate) fn review_intx(&self) {
-        if self.intx_lowered.load(Ordering::Relaxed) && self.intx_lowered.swap(false, Ordering::AcqRel) {
-            self.update_intx();
-        }
+    /// Whether the pin was lowered since the last call: if completions are left it has to go up again, by
+    /// [`Self::update_intx`] once the queues were looked at.
+    pub(crate) fn take_intx_lowered(&self) -> bool {
+        self.intx_lowered.load(Ordering::Relaxed) && self.intx_lowered.swap(false, Ordering::AcqRel)
     }
 
     /// Sets the INTx pin by what the queues and INTMS say.

@@ -16,7 +16,8 @@ use crate::latch::Token;
 use crate::memory::{SlotGuard, Snapshot};
 
 /// The most commands one worker has in flight.
-pub(crate) const MAX_SLOTS: usize = 16384;
+pub(crate) const MAX_SLOTS: usize = 1 << SLOT_BITS;
+const SLOT_BITS: u32 = 14;
 
 /// Segments whose storage a free slot keeps: 1 MiB in pages of 4 KiB, with an offset.
 const KEPT_SEGMENTS: usize = 512;
@@ -56,6 +57,8 @@ pub(crate) struct Slot {
     pub(crate) guard: Option<SlotGuard>,
     /// Released when the command has ended.
     pub(crate) awaited: Option<Token>,
+    /// Counts the commands it had, for the tags of their `Io`s.
+    generation: u32,
     state: State,
     waker: Waker,
 }
@@ -71,8 +74,6 @@ enum State {
     Working(Work),
     /// Cancelled; ends with the status once nothing holds the guard any more.
     Draining(Status),
-    /// Given up on: free once nothing holds the guard any more, and its end is told to nobody.
-    Disowned,
 }
 
 impl Slot {
@@ -95,7 +96,6 @@ pub(crate) struct Slots {
     ready: Arc<ReadySet>,
     working: usize,
     draining: Vec<u32>,
-    disowned: Vec<u32>,
     owner: u32,
     /// The newest DMA table: a slot that is free holds on to no other.
     current: Rc<Snapshot>,
@@ -112,16 +112,7 @@ impl Slots {
             unparker,
         });
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
-        Self {
-            chunks: Vec::new(),
-            free: Vec::new(),
-            ready,
-            working: 0,
-            draining: Vec::new(),
-            disowned: Vec::new(),
-            owner,
-            current,
-        }
+        Self { chunks: Vec::new(), free: Vec::new(), ready, working: 0, draining: Vec::new(), owner, current }
     }
 
     /// A name for this worker among all that have `Io`s in flight.
@@ -129,9 +120,23 @@ impl Slots {
         self.owner
     }
 
-    /// The tag of a slot's `Io`s.
-    pub(crate) fn io_tag(&self, index: u32) -> u64 {
-        u64::from(self.owner) << 32 | u64::from(index)
+    /// The tag of the `Io`s of a slot's command.
+    pub(crate) fn io_tag(&mut self, index: u32) -> u64 {
+        // The highest bit is that of `own_tag`.
+        let generation = self.get(index).generation & (u32::MAX >> 1 >> SLOT_BITS);
+        u64::from(self.owner) << 32 | u64::from(generation << SLOT_BITS | index)
+    }
+
+    /// A tag for `Io`s that belong to no slot.
+    pub(crate) fn own_tag(&self) -> u64 {
+        u64::from(self.owner) << 32 | u64::from(u32::MAX)
+    }
+
+    /// The slot whose command has this tag, if it is not over.
+    pub(crate) fn by_tag(&mut self, tag: u64) -> Option<u32> {
+        let index = tag as u32 & (MAX_SLOTS as u32 - 1);
+        (self.indices().contains(&index) && self.is_working(index) && self.io_tag(index) == tag)
+            .then_some(index)
     }
 
     /// There is a new DMA table: free slots let go of the old one, the others when they become free.
@@ -154,6 +159,7 @@ impl Slots {
                 storage: Vec::new(),
                 guard: None,
                 awaited: None,
+                generation: 0,
                 state: State::Free,
                 waker: Waker::from(Arc::new(SlotWaker { ready: self.ready.clone(), index })),
             };
@@ -173,14 +179,15 @@ impl Slots {
 
     /// Gives a slot back whose command is complete.
     pub(crate) fn release(&mut self, index: u32) {
-        match std::mem::replace(&mut self.get(index).state, State::Free) {
+        match self.get(index).state {
             State::Working(_) => self.working -= 1,
-            State::Draining(_) => self.draining.retain(|draining| *draining != index),
             State::Free => return,
-            State::Starting | State::Disowned => {}
+            State::Starting | State::Draining(_) => {}
         }
         let current = self.current.clone();
         let slot = self.get(index);
+        slot.state = State::Free;
+        slot.generation = slot.generation.wrapping_add(1);
         slot.awaited = None;
         if slot.storage.capacity() > KEPT_SEGMENTS {
             slot.storage = Vec::new();
@@ -237,48 +244,24 @@ impl Slots {
         }
     }
 
-    /// A cancelled slot that is free of its memory now, and its status. Release it.
-    pub(crate) fn take_drained(&mut self) -> Option<(u32, Status)> {
-        for at in 0..self.draining.len() {
-            let index = self.draining[at];
+    /// Moves cancelled slots that are free of their memory now into `ended`, with their statuses. Release them.
+    pub(crate) fn take_drained(&mut self, ended: &mut Vec<(u32, Status)>) {
+        let mut at = 0;
+        while let Some(index) = self.draining.get(at).copied() {
             let slot = self.get(index);
-            if let State::Draining(status) = slot.state
-                && slot.is_unguarded()
-            {
-                return Some((index, status));
+            match slot.state {
+                State::Draining(status) if slot.is_unguarded() => {
+                    ended.push((index, status));
+                    self.draining.swap_remove(at);
+                }
+                _ => at += 1,
             }
         }
-        None
-    }
-
-    /// Takes back what was given up on, as far as it ended.
-    pub(crate) fn take_back(&mut self) {
-        for at in (0..self.disowned.len()).rev() {
-            let index = self.disowned[at];
-            if self.get(index).is_unguarded() {
-                self.disowned.swap_remove(at);
-                self.release(index);
-            }
-        }
-    }
-
-    /// Gives up on every command in flight.
-    pub(crate) fn disown(&mut self) {
-        for index in self.indices() {
-            let slot = self.get(index);
-            if matches!(slot.state, State::Working(_) | State::Draining(_)) {
-                slot.state = State::Disowned;
-                slot.awaited = None;
-                self.disowned.push(index);
-            }
-        }
-        self.working = 0;
-        self.draining.clear();
     }
 
     /// Whether the slot has a command that is not complete.
     pub(crate) fn is_busy(&mut self, index: u32) -> bool {
-        !matches!(self.get(index).state, State::Free | State::Disowned)
+        !matches!(self.get(index).state, State::Free)
     }
 
     /// Whether the slot waits for its work.
@@ -289,11 +272,6 @@ impl Slots {
     /// Commands in flight, cancelled ones included.
     pub(crate) fn in_flight(&self) -> usize {
         self.working + self.draining.len()
-    }
-
-    /// Whether any slot was given up on.
-    pub(crate) fn has_disowned(&self) -> bool {
-        !self.disowned.is_empty()
     }
 
     /// All slots there are.

@@ -15,7 +15,8 @@ pub(crate) fn from_block(kind: ErrorKind, write: bool) -> Status {
         ErrorKind::UnrecoveredRead => Status::UNRECOVERED_READ_ERROR,
         ErrorKind::WriteFault => Status::WRITE_FAULT,
         ErrorKind::Aborted => Status::COMMAND_ABORT_REQUESTED,
-        ErrorKind::Timeout => Status::COMMAND_INTERRUPTED,
+        // Command Interrupted is for hosts that asked for it (Host Behavior Support, ACRE).
+        ErrorKind::Timeout => Status::INTERNAL_ERROR,
         ErrorKind::Unreachable => Status::INTERNAL_PATH_ERROR,
         ErrorKind::BadMemory => Status::DATA_TRANSFER_ERROR.with_dnr(),
         ErrorKind::AccessDenied => Status::ACCESS_DENIED.with_dnr(),

@@ -50,13 +50,17 @@ impl Worker {
     pub fn poll(&mut self) -> bool {
         let (mut busy, changed) = self.take_mail();
         self.refresh_memory();
+        // Before the queues are looked at: if the pin is lowered while they are, the next turn looks again.
+        let lowered = self.engine.shared.take_intx_lowered();
         if let Some(home) = &mut self.home {
             busy |= home.turn(&mut self.engine, changed);
         }
         let shared = &self.engine.shared;
         let (running, bus_master) = (shared.is_running(), shared.host.bus_master());
         busy |= self.engine.turn(running, bus_master);
-        self.engine.shared.review_intx();
+        if lowered {
+            self.engine.shared.update_intx();
+        }
         busy
     }
 

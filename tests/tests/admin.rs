@@ -276,6 +276,7 @@ fn abort_finds_what_is_there() {
     // An event request is a command too.
     let aer = controller.request_event().unwrap();
     assert!(controller.abort(0, aer).unwrap());
+    assert!(controller.with_admin(|admin| admin.peek(aer)).unwrap(), "it ends before the Abort does");
     let completion = controller.with_admin(|admin| admin.wait(aer, PATIENCE)).unwrap();
     assert_eq!(completion.status().code(), Status::COMMAND_ABORT_REQUESTED);
     server.stop();

@@ -229,9 +229,12 @@ impl Admin {
                 if !self.has_volatile_cache() {
                     return Err(invalid);
                 }
-                // Without the cache every write is forced to the medium.
+                // Without the cache every write is forced to the medium, and what is in it goes there now.
                 self.features.volatile_write_cache = value & 1;
                 self.shared.write_through.store(value & 1 == 0, Ordering::Relaxed);
+                if value & 1 == 0 {
+                    return Ok(Answer::Flush);
+                }
             }
             FeatureId::NUMBER_OF_QUEUES => {
                 let wanted = NumberOfQueues::from_bits(value);

@@ -132,6 +132,8 @@ fn controller_data(shared: &Shared) -> IdentifyController {
     data.mdts = (shared.config.max_transfer / 4096).trailing_zeros() as u8;
     data.cntlid = shared.cntlid.into();
     data.ver = Vs::V2_0.into_bits().into();
+    // In microseconds: how long a host should wait for a shutdown, which makes everything durable.
+    data.rtd3e = 30_000_000.into();
     data.oaes = Oaes::new().with_namespace_attribute_notices(true);
     data.ctratt = Ctratt::new();
     data.cntrltype = ControllerType::IO;

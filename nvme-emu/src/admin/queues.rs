@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use nvme_spec::command::{Command, Completion};
 use nvme_spec::queue::{CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, DeleteQueueCdw10};
-use nvme_spec::registers::Cc;
 use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaTable, Hint};
 
@@ -14,7 +13,6 @@ use crate::shared::{Message, Shared};
 /// The I/O queues of an enabled controller.
 pub(crate) struct Queues {
     shared: Arc<Shared>,
-    cc: Cc,
     page: u64,
     /// By identifier; 0 is unused.
     sqs: Vec<Option<Sq>>,
@@ -39,10 +37,9 @@ struct Cq {
 }
 
 impl Queues {
-    pub(super) fn new(shared: Arc<Shared>, cc: Cc, page: u64) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, page: u64) -> Self {
         let most = shared.config.io_queues;
         Self {
-            cc,
             page,
             sqs: vec![None; usize::from(most) + 1],
             cqs: vec![None; usize::from(most) + 1],
@@ -85,7 +82,8 @@ impl Queues {
         let queue = CreateQueueCdw10::from_bits(command.cdw10());
         let attributes = CreateCqCdw11::from_bits(command.cdw11());
         let qid = self.check_new(queue, attributes.pc(), command.prp1(), &self.cqs)?;
-        if self.cc.iocqes() != 4 {
+        // A host may set the sizes of entries when it has read which there are, and is enabled already (Base 3.1.3.5).
+        if self.shared.registers().cc().iocqes() != 4 {
             return Err(Status::INVALID_QUEUE_SIZE.with_dnr());
         }
         if attributes.ien() && attributes.iv() >= self.shared.host.interrupts.msix_vectors() {
@@ -111,7 +109,7 @@ impl Queues {
             return Err(Status::COMPLETION_QUEUE_INVALID.with_dnr());
         };
         let qid = self.check_new(queue, attributes.pc(), command.prp1(), &self.sqs)?;
-        if self.cc.iosqes() != 6 {
+        if self.shared.registers().cc().iosqes() != 6 {
             return Err(Status::INVALID_QUEUE_SIZE.with_dnr());
         }
         self.check_memory(table, command.prp1(), queue.qsize_z(), Command::BYTES, Access::Read)?;

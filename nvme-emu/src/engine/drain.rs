@@ -9,8 +9,9 @@ use vfio_user_server::RegionMask;
 use super::Engine;
 use crate::latch::Token;
 
-/// How long a stop waits for cancelled commands that a device or the kernel still holds: within CAP.TO.
-const GIVE_UP: Duration = Duration::from_secs(20);
+/// How long a stop waits for cancelled commands, that a device or the kernel still holds, before it says so. It goes on
+/// waiting: what they do to guest memory and to the medium must not happen after the guest was told that they ended.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Regions that left the DMA table while commands may hold them.
 pub(super) struct Retirement {
@@ -25,6 +26,7 @@ pub(super) struct Retirement {
 pub(super) struct Stopping {
     deadline: Instant,
     cancelled: bool,
+    told: bool,
     _done: Token,
 }
 
@@ -51,18 +53,17 @@ impl Engine {
         for qid in 0..self.cqs.len() as u16 {
             self.delete_cq(qid);
         }
-        self.stopping = Some(Stopping { deadline, cancelled: false, _done: done });
+        self.stopping = Some(Stopping { deadline, cancelled: false, told: false, _done: done });
     }
 
     /// What waits for commands to end: cancellation, retired memory, deleted queues, a stop.
     pub(super) fn drain(&mut self) {
         self.end_lost();
-        while let Some((slot, status)) = self.slots.take_drained() {
+        let mut ended = Vec::new(); // no allocation while it is empty
+        self.slots.take_drained(&mut ended);
+        for (slot, status) in ended {
             let nsid = self.slots.get(slot).tag.nsid;
             self.complete(slot, status, 0, nsid);
-        }
-        if self.slots.has_disowned() {
-            self.slots.take_back();
         }
         if !self.retirements.is_empty() {
             self.drain_retirements();
@@ -79,14 +80,14 @@ impl Engine {
                 for slot in self.slots.indices() {
                     self.slots.cancel(slot, Status::COMMAND_ABORT_REQUESTED);
                 }
-            } else if now >= stopping.deadline + GIVE_UP {
+            } else if !stopping.told && now >= stopping.deadline + PATIENCE {
+                stopping.told = true;
                 tracing::error!(
                     controller = self.shared.cntlid,
                     commands = self.slots.in_flight(),
-                    "a device does not give commands back; the reset goes on without them"
+                    "a device does not give commands back; the controller's reset waits for them. Look after the \
+                     storage behind the disk"
                 );
-                self.slots.disown();
-                self.stopping = None;
             }
         }
     }
@@ -131,8 +132,7 @@ impl Engine {
     /// Ends commands whose `Io` a device lost: a defect of the device, which the guest must not wait for.
     fn end_lost(&mut self) {
         for tag in block::io::take_lost(self.slots.owner()) {
-            let slot = tag as u32;
-            if self.slots.indices().contains(&slot) && self.slots.is_working(slot) {
+            if let Some(slot) = self.slots.by_tag(tag) {
                 tracing::error!(slot, "a device dropped an I/O without completing it");
                 self.slots.cancel(slot, Status::INTERNAL_ERROR);
             }
