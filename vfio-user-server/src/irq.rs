@@ -57,6 +57,25 @@ struct Vector {
     pending: AtomicBool,
 }
 
+/// Writes to the eventfd; to the new one too when it is replaced meanwhile, for nobody may listen to the old
+/// one any more. A signal too many does no harm. Returns whether there was one.
+#[inline]
+fn signal(slot: &ArcSwapOption<Event>) -> Result<bool, Stuck> {
+    let mut event = slot.load();
+    loop {
+        let Some(fd) = event.as_ref() else { return Ok(false) };
+        fd.signal()?;
+        fence(Ordering::SeqCst);
+        let now = slot.load();
+        let (old, new) = (Arc::as_ptr(fd), now.as_ref().map(Arc::as_ptr));
+        if new == Some(old) {
+            return Ok(true);
+        }
+        drop(event);
+        event = now;
+    }
+}
+
 impl Vector {
     /// Signals now, or leaves the vector pending.
     #[inline]
@@ -84,23 +103,9 @@ impl Vector {
         }
     }
 
-    /// Writes to the eventfd; to the new one too when it is replaced meanwhile, for nobody may listen to the
-    /// old one any more. A signal too many does no harm. Returns whether there was one.
     #[inline]
     fn signal(&self) -> Result<bool, Stuck> {
-        let mut event = self.event.load();
-        loop {
-            let Some(fd) = event.as_ref() else { return Ok(false) };
-            fd.signal()?;
-            fence(Ordering::SeqCst);
-            let now = self.event.load();
-            let (old, new) = (Arc::as_ptr(fd), now.as_ref().map(Arc::as_ptr));
-            if new == Some(old) {
-                return Ok(true);
-            }
-            drop(event);
-            event = now;
-        }
+        signal(&self.event)
     }
 
     fn connect(&self, event: Option<Arc<Event>>) -> Result<(), Stuck> {
@@ -241,11 +246,13 @@ impl Interrupts {
     /// Signals and masks INTx if it is due.
     fn evaluate_intx(&self) {
         fence(Ordering::SeqCst);
-        let event = self.intx_event.load();
-        let Some(fd) = event.as_ref() else { return };
+        if self.intx_event.load().is_none() {
+            return;
+        }
         let due = self.intx.compare_exchange(LEVEL, LEVEL | MASKED, Ordering::SeqCst, Ordering::SeqCst);
         if due.is_ok() {
-            self.expect(fd.signal());
+            // An eventfd that comes after the last look unmasks the pin when it is there.
+            self.expect(signal(&self.intx_event).map(drop));
         }
     }
 
@@ -347,6 +354,13 @@ impl Interrupts {
         }
         (0..self.vectors(index)).filter_map(|v| self.vector(index, v)).for_each(Vector::clear);
         Ok(())
+    }
+
+    /// The function was reset: what was pending is not any more. Eventfds stay connected.
+    pub fn forget_pending(&self) {
+        for vector in self.msix.iter().chain(&self.notices) {
+            vector.pending.store(false, Ordering::SeqCst);
+        }
     }
 
     /// The client is gone: nothing is connected, pending or masked. The pin keeps its level.

@@ -16,7 +16,7 @@ pub mod pci;
 pub mod ratelimit;
 pub mod serve;
 pub mod session;
-pub mod sigbus;
+mod sigbus;
 mod socket;
 pub mod version;
 mod watchdog;

@@ -180,9 +180,9 @@ impl Builder {
         // Device control: as after power-on, relaxed ordering, no snoop, 512-byte read requests.
         self.set(DEVICE_CONTROL, 0x2810u16.to_le_bytes());
         self.allow(DEVICE_CONTROL, 0x78ffu16.to_le_bytes());
-        // Link: 8 GT/s, 4 lanes; slot clock.
-        self.set(EXPRESS + 0x0c, 0x0000_0043u32.to_le_bytes());
-        self.allow(EXPRESS + 0x10, 0x01cbu16.to_le_bytes());
+        // Link: 8 GT/s, 4 lanes, ASPM optionality compliance; slot clock. No clock power management.
+        self.set(EXPRESS + 0x0c, 0x0040_0043u32.to_le_bytes());
+        self.allow(EXPRESS + 0x10, 0x00cbu16.to_le_bytes());
         self.set(EXPRESS + 0x12, 0x1043u16.to_le_bytes());
         // Device capabilities 2 and control 2: completion timeout can be switched off.
         self.set(EXPRESS + 0x24, 0x0000_0010u32.to_le_bytes());

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::function::PciFunction;
 use crate::session::{Output, Progress, Session, Wait};
+use crate::sigbus::Cause;
 use crate::socket::{self, Received, Socket, watch};
 use crate::{Host, Listener, listener};
 
@@ -25,6 +26,12 @@ const DETACH_LOOK: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Pause after a client was turned away: who comes again and again takes no time from others.
+const TURNED_AWAY: Duration = Duration::from_millis(5);
+/// How long nobody is served after a client that made a signal sleep, and with it a thread that serves others; twice as
+/// long for each one that does so next.
+const QUARANTINE: Duration = Duration::from_secs(4);
+const LONGEST_QUARANTINE: Duration = Duration::from_secs(256);
 
 /// Serves `function` to the clients of `listener` until `shutdown` resolves. Needs a tokio runtime with I/O
 /// and time, of any flavour.
@@ -41,6 +48,7 @@ pub async fn serve(
     let listening = watch(listener.handle(), Interest::READABLE)?;
     let mut shutdown = pin!(shutdown);
     let mut next: Option<Socket> = None;
+    let mut quarantine = QUARANTINE;
     loop {
         let mut log_wait = true;
         while host.closer.is_exhausted() {
@@ -63,7 +71,7 @@ pub async fn serve(
             None => tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
-                socket = accept(&listening, &host) => socket,
+                socket = accept(&listening, &host, None) => socket,
             },
         };
         if let Some(suppressed) = host.visits.check() {
@@ -71,16 +79,20 @@ pub async fn serve(
         }
         let current = socket.handle();
         let mut running = pin!(converse(socket, &host, &function));
+        let mut pause = None;
         let (socket, mut stop) = loop {
             tokio::select! {
                 biased;
-                socket = &mut running => break (Some(socket), false),
+                // First: the conversation takes all of the time that a turn of this task has, if the client likes.
                 () = &mut shutdown => break (None, true),
-                other = accept(&listening, &host), if next.is_none() && !host.closer.is_behind() => {
+                socket = &mut running => break (Some(socket), false),
+                other = accept(&listening, &host, pause), if next.is_none() && !host.closer.is_behind() => {
                     next = admit(current.as_deref(), other, &host);
+                    pause = next.is_none().then_some(TURNED_AWAY);
                 },
             }
         };
+        let is_stuck = host.dma.breakage().cause() == Some(Cause::Eventfd);
         let deadline = Instant::now() + DETACH;
         let mut detached = function.detach(deadline);
         let mut look = deadline + GRACE;
@@ -104,7 +116,7 @@ pub async fn serve(
                     look = Instant::now() + DETACH_LOOK;
                 }
                 // Served when the function is ready.
-                other = accept(&listening, &host), if next.is_none() && !host.closer.is_behind() => {
+                other = accept(&listening, &host, None), if next.is_none() && !host.closer.is_behind() => {
                     next = Some(other);
                 }
             }
@@ -117,6 +129,23 @@ pub async fn serve(
         host.closer.renew();
         if stop {
             return Ok(());
+        }
+        if is_stuck {
+            if let Some(suppressed) = host.complaints.check() {
+                tracing::warn!(
+                    suppressed,
+                    seconds = quarantine.as_secs(),
+                    "a client held up threads of this server; no other is served for a while"
+                );
+            }
+            tokio::select! {
+                biased;
+                () = &mut shutdown => return Ok(()),
+                () = tokio::time::sleep(quarantine) => {}
+            }
+            quarantine = (quarantine * 2).min(LONGEST_QUARANTINE);
+        } else {
+            quarantine = QUARANTINE;
         }
         if let Some(suppressed) = host.visits.check() {
             tracing::info!(suppressed, "client gone, ready for the next");
@@ -135,9 +164,13 @@ fn admit(current: Option<&OwnedFd>, other: Socket, host: &Host) -> Option<Socket
     None
 }
 
-/// The next connection. Errors are logged and waited out.
-async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, host: &Arc<Host>) -> Socket {
+/// The next connection, after a pause if there is to be one. Errors are logged and waited out.
+async fn accept(listener: &AsyncFd<Arc<OwnedFd>>, host: &Arc<Host>, pause: Option<Duration>) -> Socket {
+    if let Some(pause) = pause {
+        tokio::time::sleep(pause).await;
+    }
     loop {
+        tokio::task::coop::consume_budget().await;
         let accepted = match listener.readable().await {
             Ok(mut ready) => match ready.try_io(|listener| listener::accept(listener.get_ref())) {
                 Ok(accepted) => accepted,
@@ -164,16 +197,16 @@ async fn converse(mut socket: Socket, host: &Arc<Host>, function: &Arc<dyn PciFu
     let mut broken = pin!(memory_broken(host));
     loop {
         let received = tokio::select! {
-                    biased;
-                    () = &mut broken => {
-                        let cause = host.dma.breakage().cause();
-                        if let Some(suppressed) = host.complaints.check() {
-         tracing::error!(?cause, suppressed, "the client took away what it had given; closing its connection");
-        }
-                        return socket;
-                    }
-                    received = socket.receive() => received,
-                };
+            biased;
+            () = &mut broken => {
+                let cause = host.dma.breakage().cause();
+                if let Some(suppressed) = host.complaints.check() {
+                    tracing::error!(?cause, suppressed, "the client took away what it had given; its connection ends");
+                }
+                return socket;
+            }
+            received = socket.receive() => received,
+        };
         let output = match received {
             Ok(Received::Message(message)) => {
                 let progress = session.handle(message);

@@ -270,7 +270,11 @@ impl Session {
         tracing::debug!(?kind, "reset");
         // No DMA from here on: the function sees the switch before it is asked to stop.
         self.host.set_bus_master(false);
-        let done = self.function.reset(kind);
+        let (reset, host) = (self.function.reset(kind), self.host.clone());
+        let done = Box::pin(async move {
+            reset.await;
+            host.interrupts.forget_pending();
+        });
         self.config.reset();
         self.msix.reset();
         self.apply_config();

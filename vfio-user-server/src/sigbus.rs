@@ -152,11 +152,19 @@ pub struct Registration {
     owner: Arc<Breakage>,
 }
 
-/// Registers the `len` mapped bytes at `base`, which the caller owns until the registration is dropped.
+/// Registers the `len` mapped bytes at `base`.
 ///
 /// The process has three quarters of vm.max_map_count for this, so that clients cannot use up what the
 /// allocator needs, and no client can take more than its share of what the others leave.
-pub fn register(base: NonNull<u8>, len: usize, owner: Arc<Breakage>) -> Result<Registration, RegisterError> {
+///
+/// # Safety
+/// Until the registration is dropped the range is one whole mapping of the caller's, whose contents may be
+/// replaced by zeroes at any moment: only raw pointers lead into it.
+pub(crate) unsafe fn register(
+    base: NonNull<u8>,
+    len: usize,
+    owner: Arc<Breakage>,
+) -> Result<Registration, RegisterError> {
     install()?;
     let index = {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -313,9 +321,9 @@ fn cover(address: usize) -> bool {
 /// Replaces `len` bytes of a mapping at `base` by fresh anonymous memory. The caller owns the mapping.
 /// Accesses that race with it reach either the old or the new memory.
 pub(crate) fn anonymous_over(base: *mut u8, len: usize) -> io::Result<()> {
-    // SAFETY: both callers pass exactly one whole mapping made by `dma::mapping`, which stays reserved for
-    // it until munmap; nothing but raw pointers to guest memory point into it, and these tolerate that the
-    // contents change. mmap(2) with MAP_FIXED replaces it atomically with respect to page faults.
+    // SAFETY: both callers pass exactly one whole mapping, as `register` was promised, made by `dma::mapping`; it
+    // stays reserved until munmap; nothing but raw pointers to guest memory point into it, and these tolerate that
+    // the contents change. mmap(2) with MAP_FIXED replaces it atomically with respect to page faults.
     let at = unsafe {
         libc::mmap(
             base.cast(),
@@ -372,9 +380,10 @@ mod tests {
         assert!(!fits(0, 1, 100, 98) && !fits(1, usize::MAX, 100, 1) && !fits(0, 1, 100, 200));
     }
 
-    /// No memory is touched, so addresses that are not mapped will do.
     #[test]
     fn one_client_cannot_take_what_others_need() {
+        // SAFETY: nothing lies in the first terabytes of this process, so no fault there is taken for one of these.
+        let register = |base, len, owner| unsafe { super::register(base, len, owner) };
         let at = NonNull::new(ptr::without_provenance_mut(4096)).unwrap();
         let (greedy, modest) = (Arc::new(Breakage::new()), Arc::new(Breakage::new()));
         let mut taken = Vec::new();

@@ -22,6 +22,8 @@ pub(super) struct Mapping {
     len: usize,
     /// Where the client's range starts in it.
     start: usize,
+    /// Of the file, when it was mapped; 0 for device memory.
+    file_size: u64,
     /// Dropped (by hand, first) before the mapping goes.
     registration: Option<Registration>,
 }
@@ -41,7 +43,7 @@ impl Mapping {
         flags: MapFlags,
         owner: Arc<Breakage>,
     ) -> Result<Self, MapError> {
-        let page = check_file(fd, offset, size)?;
+        let (page, file_size) = check_file(fd, offset, size)?;
         let from = offset & !(page - 1);
         let start = offset - from;
         // No overflow: `check_file` bounded offset + size by a file size or a signed offset.
@@ -56,8 +58,10 @@ impl Mapping {
         let Some(base) = NonNull::new(base.cast::<u8>()) else {
             return Err(MapError::Os(io::ErrorKind::OutOfMemory.into()));
         };
-        let mut mapping = Self { base, len, start: start as usize, registration: None };
-        mapping.registration = Some(sigbus::register(base, len, owner).map_err(|error| match error {
+        let mut mapping = Self { base, len, start: start as usize, file_size, registration: None };
+        // SAFETY: exactly one whole mapping, which is only unmapped after the registration is gone (see `drop`).
+        let registered = unsafe { sigbus::register(base, len, owner) };
+        mapping.registration = Some(registered.map_err(|error| match error {
             RegisterError::Os(error) => MapError::Os(error),
             error => MapError::Share(error),
         })?);
@@ -79,6 +83,11 @@ impl Mapping {
         self.len
     }
 
+    /// Bytes of the file.
+    pub(super) fn file_size(&self) -> u64 {
+        self.file_size
+    }
+
     /// Takes the client's memory away from whoever still holds pointers into it: they reach anonymous
     /// memory from now on.
     pub(super) fn revoke(&self) -> io::Result<()> {
@@ -97,8 +106,8 @@ impl Drop for Mapping {
     }
 }
 
-/// Refuses what cannot be guest memory. Returns the file's page size.
-fn check_file(fd: BorrowedFd<'_>, offset: u64, size: u64) -> Result<u64, MapError> {
+/// Refuses what cannot be guest memory. Returns the sizes of the file's pages and of the file.
+fn check_file(fd: BorrowedFd<'_>, offset: u64, size: u64) -> Result<(u64, u64), MapError> {
     let end = offset.checked_add(size).filter(|&end| i64::try_from(end).is_ok());
     let end = end.ok_or(MapError::TooLarge)?;
     // First: the questions below go to the file system.
@@ -106,18 +115,17 @@ fn check_file(fd: BorrowedFd<'_>, offset: u64, size: u64) -> Result<u64, MapErro
     let stat = rustix::fs::fstat(fd).map_err(|e| MapError::Os(e.into()))?;
     let mut page = rustix::param::page_size() as u64;
     let filesystem = rustix::fs::fstatfs(fd).map_err(|e| MapError::Os(e.into()))?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => {
-            if end > stat.st_size as u64 {
-                return Err(MapError::BeyondFile { end, file: stat.st_size as u64 });
-            }
+    let file = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if end > stat.st_size as u64 => {
+            return Err(MapError::BeyondFile { end, file: stat.st_size as u64 });
         }
+        FileType::RegularFile => stat.st_size as u64,
         // Device memory (/dev/dax): mmap itself knows its size.
-        FileType::CharacterDevice => {}
+        FileType::CharacterDevice => 0,
         _ => return Err(MapError::NotMemory),
-    }
+    };
     if filesystem.f_type == HUGETLBFS_MAGIC {
         page = page.max(filesystem.f_bsize as u64);
     }
-    Ok(page)
+    Ok((page, file))
 }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use super::Region;
 use super::mapping::Mapping;
 
-/// Regions that left the table. What still holds an older table reaches them until they are revoked. Unmaps
-/// them when dropped, unless somebody still holds them: so it is the dropping thread that takes the time, and
-/// not a reactor.
+/// Regions that left the table. What still holds an older table reaches them until they are revoked, which a
+/// drop does, too. What takes long is done on a thread of its own.
 #[derive(Debug, Default)]
 #[must_use = "a reply to the client may only follow the revocation"]
 pub struct Retired {
@@ -32,11 +31,6 @@ impl Retired {
         self.regions == 0
     }
 
-    /// Bytes that are mapped.
-    pub fn mapped(&self) -> usize {
-        self.mappings.iter().map(|m| m.len()).sum()
-    }
-
     /// Whether anything still holds a table with these regions.
     pub fn is_held(&self) -> bool {
         self.mappings.iter().any(|m| Arc::strong_count(m) > 1)
@@ -47,27 +41,52 @@ impl Retired {
     ///
     /// Kernel I/O that was submitted on the memory before keeps its pages; waiting for that is the
     /// function's part ([`crate::PciFunction::retire_memory`]).
-    pub fn revoke(self) -> io::Result<usize> {
-        let mut held = 0;
-        for mapping in &self.mappings {
-            // No table has it any more, so the count only falls.
-            if Arc::strong_count(mapping) > 1 {
-                mapping.revoke()?;
-                held += 1;
-            }
+    pub fn revoke(mut self) -> io::Result<usize> {
+        revoke(&std::mem::take(&mut self.mappings))
+    }
+}
+
+fn revoke(mappings: &[Arc<Mapping>]) -> io::Result<usize> {
+    let mut held = 0;
+    for mapping in mappings {
+        // No table has it any more, so the count only falls.
+        if Arc::strong_count(mapping) > 1 {
+            mapping.revoke()?;
+            held += 1;
         }
-        Ok(held)
+    }
+    Ok(held)
+}
+
+/// Nobody waits for it any more (the client left while it was asked to).
+impl Drop for Retired {
+    fn drop(&mut self) {
+        let is_large = self.is_large();
+        let mappings = std::mem::take(&mut self.mappings);
+        let let_go = move || {
+            if let Err(error) = revoke(&mappings) {
+                tracing::error!(%error, "cannot take away the memory of a client that left");
+            }
+        };
+        if !is_large {
+            let_go();
+        } else if let Err(error) = std::thread::Builder::new().name("unmap".into()).spawn(let_go) {
+            // The closure is dropped with that: it was done here.
+            tracing::debug!(%error, "no thread to unmap memory on");
+        }
     }
 }
 
 /// Bytes of guest memory that are unmapped on the spot.
-const UNMAP_AT_ONCE: usize = 1 << 30;
+const UNMAP_AT_ONCE: u64 = 1 << 30;
 
 impl Retired {
     /// Whether [`Self::revoke`] takes so long that others would notice: freeing the page tables of a large
-    /// guest takes a second or two.
+    /// guest takes a second or two, and so do its pages, if a small mapping was the last that held the file.
     pub(crate) fn is_large(&self) -> bool {
-        self.mapped() > UNMAP_AT_ONCE
+        let mapped = self.mappings.iter().map(|m| m.len() as u64);
+        let files = self.mappings.iter().map(|m| m.file_size());
+        mapped.sum::<u64>() > UNMAP_AT_ONCE || files.max() > Some(UNMAP_AT_ONCE)
     }
 
     /// [`Self::revoke`], on another thread if it takes long.

@@ -109,6 +109,30 @@ fn replacing_the_eventfd_under_signals_loses_none() {
 }
 
 #[test]
+fn replacing_the_eventfd_of_the_pin_loses_no_signal() {
+    let irqs = interrupts(1);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                irqs.set_intx(false);
+                irqs.set_intx(true);
+            }
+        });
+        for round in 0..20_000 {
+            // Unmasks: with the pin going up again and again, a signal must come.
+            let (mine, theirs) = event();
+            irqs.set_eventfds(index::INTX, 0, vec![Some(theirs)]).unwrap();
+            let start = std::time::Instant::now();
+            while count(&mine) == 0 {
+                assert!(start.elapsed().as_secs() < 60, "no signal in round {round}");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn intx_masks_itself_and_signals_again_when_unmasked_high() {
     let irqs = interrupts(1);
     irqs.set_intx(true);

@@ -88,9 +88,11 @@ impl Session {
         }
         match access.region {
             region::CONFIG => {
-                let reset = self.config.write(access.offset as usize, data);
-                self.apply_config();
-                return reset.map(|kind| self.reset(kind));
+                // A reset applies what it leaves, and nothing of what was before it.
+                match self.config.write(access.offset as usize, data) {
+                    Some(kind) => return Some(self.reset(kind)),
+                    None => self.apply_config(),
+                }
             }
             bar if bar == u32::from(MSIX_BAR) => self.msix.write(access.offset, data),
             bar => self.function.bar_write(bar as u8, access.offset, data),

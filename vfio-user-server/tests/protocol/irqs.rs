@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use vfio_user_server::wire::{IrqInfo, SetIrqs, command};
 use zerocopy::IntoBytes;
@@ -212,6 +213,7 @@ fn an_eventfd_that_is_made_to_block_costs_the_client_its_connection() {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     for by_reactor in [true, false] {
         leaves_nothing(|server, client| {
+            let start = Instant::now();
             let event = eventfd();
             let ask = set(EVENTFD | TRIGGER, 2, 0, 1);
             client.ask_with(command::DEVICE_SET_IRQS, ask.as_bytes(), &[event.as_fd()]).ok();
@@ -224,6 +226,8 @@ fn an_eventfd_that_is_made_to_block_costs_the_client_its_connection() {
                 client.send(&fire, &[]);
             }
             assert!(client.is_closed_by_server());
+            *client = server.connect();
+            assert!(start.elapsed() > Duration::from_secs(4), "it could do so again and again");
         });
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use vfio_user_server::wire::{SetIrqs, command};
+use vfio_user_server::wire::{Header, SetIrqs, command};
 use vfio_user_server::{Listener, serve};
 use zerocopy::IntoBytes;
 
@@ -189,6 +189,67 @@ fn a_stalled_client_stalls_nobody() {
     drop((stalled, healthy));
     stop.notify_waiters();
     thread.join().unwrap();
+}
+
+/// Two functions on one thread, as in `a_stalled_client_stalls_nobody`: whoever comes again and again to the one takes no
+/// time from the other.
+#[test]
+fn a_crowd_at_the_door_keeps_nobody_else_waiting() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| directory.path().join(name));
+    let fakes = [Fake::new(), Fake::new()];
+    let listeners = paths.clone().map(|path| Listener::bind(&path, None).unwrap());
+    let stop = Arc::new(Notify::new());
+    let thread = std::thread::spawn({
+        let (fakes, stop) = (fakes.clone(), stop.clone());
+        move || {
+            block_on(async {
+                let [a, b] = listeners;
+                let [fa, fb] = fakes;
+                let first = serve(a, fa.host.clone(), fa.clone(), stop.notified());
+                let second = serve(b, fb.host.clone(), fb.clone(), stop.notified());
+                let _ = tokio::join!(first, second);
+            });
+        }
+    });
+    let mut inside = Client::new(UnixStream::connect(&paths[0]).unwrap());
+    inside.hello();
+    let mut healthy = Client::new(UnixStream::connect(&paths[1]).unwrap());
+    healthy.hello();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    drop(UnixStream::connect(&paths[0]));
+                }
+            });
+        }
+        for _ in 0..200 {
+            assert!(healthy.is_healthy() && inside.is_healthy());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    drop((inside, healthy));
+    stop.notify_waiters();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_client_that_never_stops_talking_does_not_hold_up_the_end() {
+    let mut server = Server::start();
+    let client = server.connect();
+    let talking = std::thread::spawn(move || {
+        // Replies that nobody asked for: ignored, and there is always one more.
+        let header = Header { id: 1, command: 1, size: 16, flags: 1, error: 0 };
+        let many: Vec<u8> = header.as_bytes().repeat(4096);
+        while std::io::Write::write_all(&mut &client.stream, &many).is_ok() {}
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    server.stop();
+    eventually("the server to end", || server.has_ended());
+    talking.join().unwrap();
 }
 
 #[test]

@@ -294,4 +294,5 @@ fn the_msix_table_is_kept() {
     assert_eq!(read(&mut client, 4, 0x1000, 8), [0, 1, 0, 0, 0, 0, 0, 0]);
     client.ask(command::DEVICE_RESET, b"").ok();
     assert_eq!(read(&mut client, 4, 16, 16), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    assert_eq!(read(&mut client, 4, 0x1000, 8), [0; 8], "nothing is pending");
 }

@@ -179,6 +179,18 @@ impl Server {
         client
     }
 
+    /// Asks it to end.
+    pub fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Waits until `detach` was called `times` times.
     pub fn wait_detached(&self, times: usize) {
         eventually("the client to be detached", || self.fake.detached.load(Ordering::SeqCst) >= times);
@@ -187,7 +199,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.stop.take().unwrap().send(());
+        self.stop();
         let result = self.thread.take().unwrap().join();
         if !std::thread::panicking() {
             result.unwrap().unwrap();
