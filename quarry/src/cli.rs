@@ -17,10 +17,14 @@ Examples:
   Serve a file as a disk, creating it with 10 GiB if need be:
     quarry serve --socket /run/quarry/vm.sock --disk file:disk.img,size=10G
   Give it to a virtual machine:
-    qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=ram,size=1G,share=on -machine q35,memory-backend=ram \\
+    qemu-system-x86_64 -m 1G -machine q35,memory-backend=ram \\
+      -object memory-backend-memfd,id=ram,size=1G,share=on \\
       -device pcie-root-port,id=rp0 \\
-      -device '{\"driver\":\"vfio-user-pci\",\"bus\":\"rp0\",\"socket\":{\"type\":\"unix\",\"path\":\"/run/quarry/vm.sock\"},\"x-msg-timeout\":60000}'
-    cloud-hypervisor --memory size=1G,shared=on --user-device socket=/run/quarry/vm.sock ...
+      -device '{\"driver\":\"vfio-user-pci\",\"bus\":\"rp0\",
+        \"socket\":{\"type\":\"unix\",\"path\":\"/run/quarry/vm.sock\"},
+        \"x-msg-timeout\":60000}' ...
+    cloud-hypervisor --memory size=1G,shared=on \\
+      --user-device socket=/run/quarry/vm.sock ...
   Find every mistake in a configuration, then serve it:
     quarry check /etc/quarry/quarry.toml
     quarry serve /etc/quarry/quarry.toml
@@ -31,24 +35,28 @@ Exit status:
   2  the command line is wrong
   3  the configuration has mistakes
   101  a thread panicked (also 134 if the process aborted)
-  130, 143  a second SIGINT or SIGTERM cut the shutdown short";
+  129, 130, 143
+     a second SIGHUP, SIGINT or SIGTERM cut the shutdown short";
 
 const SERVE_EXAMPLES: &str = "\
 Disks:
-  file:PATH[,size=SIZE][,direct=auto|on|off][,block_size=512|4096][,read_only][,uuid=UUID]
-  mem:SIZE[,block_size=512|4096][,read_only][,uuid=UUID]
-  null:SIZE[,block_size=512|4096][,read_only][,uuid=UUID]
+  file:PATH[,size=SIZE][,direct=auto|on|off]
+  mem:SIZE
+  null:SIZE
+  Each may go on with [,block_size=512|4096][,read_only][,uuid=UUID].
   Sizes take K, M, G, T and P (binary). A comma in a path is written twice.
 
 Examples:
   quarry serve /etc/quarry/quarry.toml
   quarry serve --socket /run/quarry/vm.sock --disk file:disk.img,size=10G
   quarry serve --socket vm.sock --disk mem:1G --block-size 4096
-  quarry serve --socket vm.sock --disk file:base.img,read_only --disk file:data.img,size=1T
-  quarry serve --fd 3 --disk null:1T          # a listening socket passed by the caller
+  quarry serve --socket vm.sock --disk file:base.img,read_only \\
+    --disk file:data.img,size=1T
+  quarry serve --fd 3 --disk null:1T    # a listening socket from the caller
 
 Signals:
-  SIGTERM and SIGINT flush every disk and end with status 0; a second one ends at once.";
+  SIGTERM, SIGINT and SIGHUP flush every disk and end with status 0; a second
+  one ends at once.";
 
 /// Native NVMe disks for virtual machines, over vfio-user.
 #[derive(Debug, Parser)]
@@ -90,7 +98,7 @@ pub struct Serve {
     /// The configuration; instead of it, one controller can be described by the options below
     #[arg(
         value_name = "CONFIG",
-        required_unless_present = "disk",
+        required_unless_present_any = ["disk", "socket", "fd"],
         conflicts_with_all = ["socket", "fd", "socket_mode", "disk", "block_size", "read_only", "serial", "nqn", "model"]
     )]
     pub config: Option<PathBuf>,
@@ -141,7 +149,12 @@ impl Serve {
         };
         let mut config = Config::default();
         let mut namespaces = Vec::new();
-        let mut good = true;
+        let mut good = !self.disk.is_empty();
+        if !good {
+            let spot = Spot::named("serve");
+            let help = "add one, for example --disk file:disk.img,size=10G; or name a configuration instead";
+            sink.error(&spot, "no disk to serve", help);
+        }
         for (index, text) in self.disk.iter().enumerate() {
             let Some(disk) = spec::parse(text, common, sink) else {
                 good = false;
@@ -214,6 +227,14 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Wrapped lines could not be pasted.
+    #[test]
+    fn examples_fit_a_terminal() {
+        for line in EXAMPLES.lines().chain(SERVE_EXAMPLES.lines()) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
     #[test]
     fn a_command_line_is_checked_as_a_file_is() {
         let serve = |arguments: &[&str]| {
@@ -233,5 +254,7 @@ mod tests {
         );
         let missing = serve(&["--disk", "mem:1G"]).unwrap_err().to_string();
         assert!(missing.contains("add --socket PATH"), "{missing}");
+        let missing = serve(&["--socket", "/tmp/q.sock"]).unwrap_err().to_string();
+        assert!(missing.contains("no disk to serve") && missing.contains("--disk file:"), "{missing}");
     }
 }

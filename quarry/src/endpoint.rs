@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,6 +80,17 @@ impl Endpoint {
             .instrument(tracing::info_span!("controller", name))
             .await
             .map_err(|error| StartError::new(&spot, error))
+    }
+}
+
+/// The name under which the client finds a controller's socket: see [`Listener::name`].
+pub fn socket_name(socket: &Socket, inherited: Option<&Listener>) -> Result<Vec<u8>, StartError> {
+    match (socket, inherited) {
+        (Socket::Path(path), _) => Ok(path.value.as_os_str().as_bytes().to_vec()),
+        (Socket::Fd(fd), Some(listener)) => {
+            listener.name().map_err(|error| StartError::new(&fd.spot, format!("its name: {error}")))
+        }
+        (Socket::Fd(fd), None) => Err(StartError::new(&fd.spot, "the descriptor was not taken over")),
     }
 }
 

@@ -9,25 +9,33 @@ use block::{Device, Error, ErrorKind, Io, Op, Reactor, Submission};
 
 use crate::devices::Devices;
 
-/// How long one device has for it.
+/// How long all of them have for it, together.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Flushes every device. Returns those that failed, each with the reason. Blocks.
+/// Flushes every device, all at the same time. Returns those that failed, each with the reason. Blocks.
 pub fn all(devices: &Devices) -> Vec<String> {
     let reactor = match Reactor::new(8) {
         Ok(reactor) => reactor,
         Err(error) => return vec![format!("every device: {error}")],
     };
     let mut failed = Vec::new();
-    for (name, device) in devices {
-        match reactor.block_on(one(device.as_ref(), &reactor)) {
-            Ok(()) => tracing::debug!(device = name, "flushed"),
-            Err(error) => {
-                tracing::error!(device = name, %error, "not flushed");
-                failed.push(format!("{name}: {error}"));
+    let mut running: Vec<_> =
+        devices.iter().map(|(name, device)| (name, Box::pin(one(device.as_ref(), &reactor)))).collect();
+    reactor.block_on(poll_fn(|cx| {
+        running.retain_mut(|(name, work)| {
+            let Poll::Ready(result) = work.as_mut().poll(cx) else { return true };
+            match result {
+                Ok(()) => tracing::debug!(device = name, "flushed"),
+                Err(error) => {
+                    tracing::error!(device = name, %error, "not flushed");
+                    failed.push(format!("{name}: {error}"));
+                }
             }
-        }
-    }
+            false
+        });
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }));
+    failed.sort();
     failed
 }
 

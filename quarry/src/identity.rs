@@ -1,7 +1,8 @@
 //! Who disks say they are. What the operator does not set is derived from what he did set, so that a guest finds
 //! the same identities after every restart, and two disks never share one.
 //!
-//! - A subsystem's NQN comes from its name and the sockets of its controllers; its serial number from the NQN.
+//! - A subsystem's NQN comes from its name and the sockets of its controllers; its serial number from the NQN. A socket
+//!   that is inherited has the name that it is bound to, as if it had been made here.
 //! - A file's namespace UUID comes from the file's absolute path alone: the data is the disk, wherever it is
 //!   plugged in.
 //! - Memory and null have no contents to recognise: their UUID comes from the NQN and the device's name.
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::config::defaults;
-use crate::config::model::{DeviceKind, Socket, SubsystemConfig, SubsystemRef};
+use crate::config::model::{ControllerConfig, DeviceKind, SubsystemConfig, SubsystemRef};
 
 /// The name space of every UUID that is derived here (RFC 9562, version 5). Never changes.
 const QUARRY: Uuid = Uuid::from_u128(0x6c1e_39a8_55b2_4d0f_9d57_d2f1_7b8e_40c3);
@@ -39,14 +40,10 @@ pub struct Identity {
     pub model: String,
 }
 
-/// The identity of the subsystem `name`, which `controllers` (by name) belong to.
-pub fn subsystem(name: &str, subsystem: &SubsystemConfig, sockets: &[&Socket]) -> Identity {
-    let mut parts: Vec<Vec<u8>> = vec![b"subsystem".to_vec(), name.as_bytes().to_vec()];
-    parts.extend(sockets.iter().map(|socket| match socket {
-        Socket::Path(path) => path.value.as_os_str().as_bytes().to_vec(),
-        Socket::Fd(fd) => format!("fd {}", fd.value).into_bytes(),
-    }));
-    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+/// The identity of the subsystem `name`, whose controllers have these sockets, by name.
+pub fn subsystem(name: &str, subsystem: &SubsystemConfig, sockets: &[&[u8]]) -> Identity {
+    let parts: Vec<&[u8]> =
+        [b"subsystem", name.as_bytes()].into_iter().chain(sockets.iter().copied()).collect();
     let nqn = match &subsystem.nqn {
         Some(nqn) => nqn.value.clone(),
         None => format!("nqn.2014-08.org.nvmexpress:uuid:{}", derive(&parts)),
@@ -63,14 +60,12 @@ pub fn subsystem(name: &str, subsystem: &SubsystemConfig, sockets: &[&Socket]) -
     Identity { nqn, serial, model }
 }
 
-/// The sockets of the controllers that share the subsystem `name`, in the order of the controllers' names.
-pub fn sockets_of<'c>(name: &str, config: &'c Config) -> Vec<&'c Socket> {
-    config
-        .controllers
-        .values()
-        .filter(|controller| matches!(&controller.subsystem, SubsystemRef::Shared(shared) if shared.value == name))
-        .map(|controller| &controller.socket)
-        .collect()
+/// The names of the sockets of the controllers that share the subsystem `name`, in the order of the controllers' names.
+/// `socket_of` tells a controller's.
+pub fn sockets_of<'s>(name: &str, config: &Config, socket_of: impl Fn(&str) -> &'s [u8]) -> Vec<&'s [u8]> {
+    let shares = |controller: &ControllerConfig| matches!(&controller.subsystem, SubsystemRef::Shared(shared) if shared.value == name);
+    let controllers = config.controllers.iter().filter(|(_, controller)| shares(controller));
+    controllers.map(|(name, _)| socket_of(name)).collect()
 }
 
 /// The UUID of a namespace over `device` in the subsystem `nqn`.
@@ -115,7 +110,7 @@ mod tests {
         // The guest's fstab depends on these: a change here breaks everyone.
         let config = load("/quarry.toml", TEXT, &Machine { cpus: vec![0] }).expect("good").config;
         let SubsystemRef::Own(own) = &config.controllers["vm"].subsystem else { panic!() };
-        let identity = subsystem("vm", own, &[&config.controllers["vm"].socket]);
+        let identity = subsystem("vm", own, &[b"/tmp/quarry-identity.sock"]);
         assert_eq!(identity.nqn, "nqn.2014-08.org.nvmexpress:uuid:1face634-e378-5a85-9090-206f43b51144");
         assert_eq!(identity.serial, "QRY3476B2CE33B3533A");
         assert_eq!(identity.model, "Quarry NVMe Disk");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use quarry::cli::{Cli, Command, Serve};
-use quarry::config::{self, Checked, Machine, Report};
+use quarry::config::{self, Checked, Machine, Report, Spot};
 use quarry::server::Server;
 use quarry::signals::{self, Signals};
 use quarry::{exit, limits, logging};
@@ -37,19 +37,32 @@ fn complain(what: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr().lock(), "{what}");
 }
 
-fn load(path: &Path) -> Result<Checked, u8> {
+fn load(path: &Path, refuse: impl Fn(Report) -> u8) -> Result<Checked, u8> {
     let text = std::fs::read_to_string(path).map_err(|error| {
-        complain(format_args!(
-            "error: {}: {error}\n = help: name a configuration file that this user can read",
-            path.display()
-        ));
-        exit::CONFIG
+        let sink = config::diagnostic::Sink::default();
+        let help = "name a configuration file that this user can read";
+        sink.error(&Spot::named(path.display().to_string()), error.to_string(), help);
+        refuse(sink.into_report(config::Source::default()))
     })?;
     config::load(&path.to_string_lossy(), &text, &Machine::this()).map_err(refuse)
 }
 
 fn refuse(report: Report) -> u8 {
     complain(format_args!("{report}{}", summary(&report)));
+    exit::CONFIG
+}
+
+/// For those who read the log by a program: one object for each.
+fn refuse_in_log(report: &Report) -> u8 {
+    for diagnostic in &report.diagnostics {
+        let config::Diagnostic { severity, spot, message, help } = diagnostic;
+        let line = spot.span.as_ref().map(|span| report.source.position(span.start).0);
+        match severity {
+            config::Severity::Error => tracing::error!(key = spot.key, line, help, "{message}"),
+            config::Severity::Warning => tracing::warn!(key = spot.key, line, help, "{message}"),
+        }
+    }
+    tracing::error!("the configuration cannot be served: {}", summary(report));
     exit::CONFIG
 }
 
@@ -67,7 +80,7 @@ fn count(number: usize, what: &str) -> String {
 }
 
 fn check(path: &Path) -> u8 {
-    match load(path) {
+    match load(path, refuse) {
         Err(status) => status,
         Ok(Checked { config, report }) => {
             if report.warnings() > 0 {
@@ -89,8 +102,12 @@ fn serve(cli: &Cli, arguments: &Serve) -> u8 {
         complain(format_args!("error: {error:#}"));
         return exit::USAGE;
     }
+    let refuse = |report| match cli.log_format {
+        logging::Format::Text => refuse(report),
+        logging::Format::Json => refuse_in_log(&report),
+    };
     let checked = match &arguments.config {
-        Some(path) => load(path),
+        Some(path) => load(path, refuse),
         None => arguments.configuration(&Machine::this()).map_err(refuse),
     };
     let Checked { config, report } = match checked {

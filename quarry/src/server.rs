@@ -72,12 +72,17 @@ impl Server {
                 inherited.insert(name.clone(), crate::endpoint::claim(fd)?);
             }
         }
+        let mut sockets: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+        for (name, controller) in &config.controllers {
+            sockets.insert(name, crate::endpoint::socket_name(&controller.socket, inherited.get(name))?);
+        }
+        let socket_of = |name: &str| sockets.get(name).map_or(&[][..], Vec::as_slice);
         let devices = devices::open(config)?;
         let reactors = start_reactors(config)?;
 
         let mut shared: BTreeMap<&str, Built> = BTreeMap::new();
         for (name, subsystem) in &config.subsystems {
-            let sockets = identity::sockets_of(name, config);
+            let sockets = identity::sockets_of(name, config, socket_of);
             shared.insert(name, build_subsystem(name, subsystem, &sockets, config, &devices)?);
         }
         let mut endpoints = Vec::new();
@@ -88,7 +93,7 @@ impl Server {
                     .get(reference.value.as_str())
                     .ok_or_else(|| StartError::new(&reference.spot, "there is no such subsystem"))?,
                 SubsystemRef::Own(subsystem) => {
-                    own = build_subsystem(name, subsystem, &[&controller.socket], config, &devices)?;
+                    own = build_subsystem(name, subsystem, &[socket_of(name)], config, &devices)?;
                     &own
                 }
             };
@@ -253,7 +258,7 @@ fn explain_reactor(number: usize, cpu: Option<usize>, error: &std::io::Error) ->
 fn build_subsystem(
     name: &str,
     config: &SubsystemConfig,
-    sockets: &[&Socket],
+    sockets: &[&[u8]],
     whole: &Config,
     devices: &Devices,
 ) -> Result<Built, StartError> {

@@ -175,9 +175,64 @@ fn check_names_every_mistake() {
     assert!(!directory.path().join("vm.sock").exists(), "check starts nothing");
 }
 
+/// What would fail when it is served is a mistake: files and directories that this user has no access to.
+#[test]
+fn check_looks_at_permissions() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().expect("a directory");
+    let mode = |name: &str, mode: u32| {
+        fs::set_permissions(directory.path().join(name), fs::Permissions::from_mode(mode)).expect("set");
+    };
+    mode("", 0o755);
+    fs::copy(env!("CARGO_BIN_EXE_quarry"), directory.path().join("quarry")).expect("copied");
+    for name in ["hidden", "closed"] {
+        fs::create_dir(directory.path().join(name)).expect("made");
+    }
+    for name in ["hidden/disk.img", "mine.img", "readable.img"] {
+        fs::File::create(directory.path().join(name)).expect("made").set_len(1 << 20).expect("sized");
+    }
+    let config = r#"
+        [devices]
+        hidden = { type = "file", path = "hidden/disk.img" }
+        mine = { type = "file", path = "mine.img" }
+        readable = { type = "file", path = "readable.img" }
+        fine = { type = "file", path = "./readable.img", read_only = true }
+        new = { type = "file", path = "closed/new.img", size = "1M" }
+        [controllers.vm]
+        socket = "closed/vm.sock"
+        namespaces = [{ device = "hidden" }, { device = "mine" }, { device = "new" }, { device = "readable" }]
+    "#;
+    fs::write(directory.path().join("quarry.toml"), config).expect("written");
+    for (name, bits) in [("hidden", 0o000), ("closed", 0o555), ("mine.img", 0o000), ("readable.img", 0o444)] {
+        mode(name, bits);
+    }
+    let mut check = Command::new(directory.path().join("quarry"));
+    check.args(["check", "quarry.toml"]).current_dir(directory.path());
+    if rustix::process::geteuid().is_root() {
+        // Nobody, for whom permissions hold.
+        check.uid(65534).gid(65534);
+    }
+    let output = check.output().expect("runs");
+    mode("hidden", 0o755);
+    assert_eq!(output.status.code(), Some(3));
+    let complaint = text(&output.stderr);
+    for line in [
+        "error: devices.hidden.path",
+        "hidden/disk.img cannot be looked at: permission denied",
+        "error: devices.mine.path: this user cannot read and write",
+        "error: devices.readable.path: this user cannot read and write",
+        "give this user access to it, or write: read_only = true",
+        "error: devices.new.path: this user cannot make anything in",
+        "error: controllers.vm.socket: this user cannot make anything in",
+    ] {
+        assert!(complaint.contains(line), "{line}\n{complaint}");
+    }
+    assert!(!complaint.contains("does not exist"), "{complaint}");
+}
+
 #[test]
 fn serves_until_a_signal_and_leaves_nothing_behind() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let directory = tempfile::tempdir().expect("a directory");
         let server = Server::start(&mut serve_disk(directory.path(), "file:disk.img,size=64M"));
         let socket = directory.path().join("vm.sock");
@@ -219,6 +274,31 @@ fn a_second_signal_ends_it_at_once() {
     let (status, log) = server.end();
     assert_eq!(status.code(), Some(143), "{log}");
     assert!(log.contains("may be lost"), "{log}");
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_keep_others_from_being_flushed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("quarry.toml");
+    fs::write(
+        &file,
+        r#"
+            [devices]
+            disk = { type = "memory", size = "1M" }
+            a-stuck = { type = "fault", on = "disk", rules = [{ action = "hold", operations = ["flush"] }] }
+            b-good = { type = "memory", size = "1M" }
+            [controllers.vm]
+            socket = "vm.sock"
+            namespaces = [{ device = "a-stuck" }, { device = "b-good" }]
+        "#,
+    )
+    .expect("written");
+    let mut server = Server::start(quarry().arg("serve").arg(&file).args(["--log-level", "debug"]));
+    server.signal(Signal::TERM);
+    server.wait_for("flushed device=\"b-good\"");
+    assert!(!server.seen.contains("not flushed"), "{}", server.seen);
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().0.code(), Some(143));
 }
 
 #[test]
@@ -377,11 +457,8 @@ fn serves_a_configuration_with_shared_and_several_disks() {
     assert_eq!(server.end().0.code(), Some(0));
 }
 
-#[test]
-fn takes_a_socket_from_its_caller() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("inherited.sock");
-    let listener = UnixListener::bind(&path).expect("bound");
+/// A server that inherits a listening socket as descriptor 3.
+fn pass(listener: UnixListener) -> Command {
     let mut command = quarry();
     command.args(["serve", "--fd", "3", "--disk", "null:1T"]);
     // SAFETY: the closure calls dup2 only, which is async-signal-safe.
@@ -397,11 +474,31 @@ fn takes_a_socket_from_its_caller() {
             Ok(())
         });
     }
-    let server = Server::start(&mut command);
+    command
+}
+
+#[test]
+fn takes_a_socket_from_its_caller() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("inherited.sock");
+    let mut command = pass(UnixListener::bind(&path).expect("bound"));
+    // It is the socket, not the number of its descriptor, that tells the disk from others.
+    let server = Server::start(command.args(["--log-level", "debug"]));
+    let nqn = |server: &Server| {
+        let identity = server.seen.lines().find(|line| line.contains("identity")).expect("told");
+        identity.split_once("nqn=").expect("an NQN").1.to_owned()
+    };
     std::os::unix::net::UnixStream::connect(&path).expect("somebody listens");
+    let first = nqn(&server);
     server.signal(Signal::TERM);
     assert_eq!(server.end().0.code(), Some(0));
     assert!(path.exists(), "not ours to remove");
+    // Another socket as the same number is another disk.
+    let elsewhere = directory.path().join("elsewhere.sock");
+    let listener = UnixListener::bind(&elsewhere).expect("bound");
+    let server = Server::start(pass(listener).args(["--log-level", "debug"]));
+    assert_ne!(nqn(&server), first);
+    drop(server);
 
     let output = run(&["serve", "--fd", "99", "--disk", "null:1T"]);
     assert_eq!(output.status.code(), Some(1));

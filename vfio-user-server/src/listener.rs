@@ -93,6 +93,16 @@ impl Listener {
         Self::from_fd(fd)
     }
 
+    /// The name under which clients find it: its path, or in the abstract name space a zero byte and its name.
+    pub fn name(&self) -> io::Result<Vec<u8>> {
+        let address = SocketAddrUnix::try_from(rustix::net::getsockname(&self.fd)?)?;
+        Ok(match (address.path(), address.abstract_name()) {
+            (Some(path), _) => path.to_bytes().to_vec(),
+            (None, Some(name)) => [b"\0", name].concat(),
+            (None, None) => Vec::new(),
+        })
+    }
+
     pub(crate) fn handle(&self) -> Arc<OwnedFd> {
         self.fd.clone()
     }

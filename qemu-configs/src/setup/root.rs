@@ -183,9 +183,13 @@ fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path)
     }
     archive.file("init", &fs::read(agent)?)?;
     let mut order: Vec<String> = Vec::new();
+    // This machine's modprobe.d is not the guest's.
+    let no_configuration = tempfile::tempdir()?;
     for module in EARLY_MODULES {
         let output = host
             .command("modprobe")
+            .arg("--config")
+            .arg(no_configuration.path())
             .arg("--dirname")
             .arg(tree)
             .args(["--set-version", version, "--show-depends", module])
@@ -194,8 +198,10 @@ fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path)
         if !output.status.success() {
             bail!("modprobe {module}: {}", String::from_utf8_lossy(&output.stderr));
         }
-        for path in text.lines().filter_map(|line| line.trim().strip_prefix("insmod ")) {
-            let path = path.split_whitespace().next().context("a module's path")?;
+        for line in text.lines().filter(|line| !line.starts_with("builtin ")) {
+            // Without a configuration no module has options behind its path.
+            let path = line.strip_prefix("insmod ").map(str::trim_end);
+            let path = path.with_context(|| format!("modprobe {module}: {line}"))?;
             let name =
                 format!("modules/{}", Path::new(path).file_name().context("a module's name")?.display());
             if !order.contains(&name) {

@@ -2,9 +2,13 @@
 //! opens nothing.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD};
 
 use super::check::check_size;
 use super::diagnostic::{At, Sink, Spot};
@@ -13,25 +17,72 @@ use crate::size::Size;
 
 /// Looks at every path of `config`.
 pub(super) fn check(config: &Config, sink: &Sink) {
-    let mut files: HashMap<&Path, &Spot> = HashMap::new();
+    let mut files: HashMap<PathBuf, (&FileDevice, &Spot)> = HashMap::new();
     let mut in_order: Vec<_> = config.devices.values().collect();
     in_order.sort_by_key(|device| device.spot.span.as_ref().map(|span| span.start));
     for device in in_order {
         let DeviceKind::File(file) = &device.kind else { continue };
-        if let Some(first) = files.insert(&file.path.value, &file.path.spot) {
-            sink.error(
+        match files.entry(place(&file.path.value)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert((file, &file.path.spot));
+            }
+            // Readers share an image.
+            Entry::Occupied(first) if file.read_only && first.get().0.read_only => {}
+            Entry::Occupied(first) => sink.error(
                 &file.path.spot,
-                format!("{} is also {}", file.path.value.display(), first.key),
-                "give each device a file of its own, or use one device in one subsystem that controllers share",
-            );
+                format!("{} is also {}", file.path.value.display(), first.get().1.key),
+                "give each device a file of its own, use one device in one subsystem that controllers share, \
+                 or make both `read_only`",
+            ),
         }
         image(file, sink);
     }
+    let mut sockets: HashMap<PathBuf, (&Path, &Spot)> = HashMap::new();
     for controller in config.controllers.values() {
-        if let Socket::Path(path) = &controller.socket {
-            socket(&path.value, &path.spot, sink);
+        let Socket::Path(At { value: path, spot }) = &controller.socket else { continue };
+        // That the very same path is there twice is told by `check`.
+        if let Some((other, first)) = sockets.insert(place(path), (path, spot))
+            && other != path
+        {
+            sink.error(
+                spot,
+                format!("{} is the same socket as {}", path.display(), first.key),
+                "give each controller a socket of its own: a socket serves one client at a time",
+            );
         }
+        socket(path, spot, sink);
     }
+}
+
+/// One path for each file, whatever the ways to it: what is there, or where it will be made.
+fn place(path: &Path) -> PathBuf {
+    let made_here = || {
+        let parent = fs::canonicalize(path.parent()?).ok()?;
+        Some(parent.join(path.file_name()?))
+    };
+    fs::canonicalize(path).ok().or_else(made_here).unwrap_or_else(|| path.to_owned())
+}
+
+/// Whether this user has this access to what is there. What cannot be found out is for the server to find out.
+fn may(path: &Path, access: Access) -> bool {
+    rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS) != Err(rustix::io::Errno::ACCESS)
+}
+
+/// The directory of something that is to be made.
+fn writable_parent(path: &Path, spot: &Spot, sink: &Sink) -> bool {
+    if !parent(path, spot, sink) {
+        return false;
+    }
+    let Some(parent) = path.parent() else { return true };
+    let may = may(parent, Access::WRITE_OK | Access::EXEC_OK);
+    if !may {
+        sink.error(
+            spot,
+            format!("this user cannot make anything in {}", parent.display()),
+            "give this user write access to it, or choose another place",
+        );
+    }
+    may
 }
 
 fn parent(path: &Path, spot: &Spot, sink: &Sink) -> bool {
@@ -55,9 +106,9 @@ fn parent(path: &Path, spot: &Spot, sink: &Sink) -> bool {
 
 fn reason(error: &std::io::Error) -> &'static str {
     match error.kind() {
-        std::io::ErrorKind::NotFound => "it does not exist",
-        std::io::ErrorKind::PermissionDenied => "permission denied",
-        std::io::ErrorKind::NotADirectory => "a part of its path is no directory",
+        ErrorKind::NotFound => "it does not exist",
+        ErrorKind::PermissionDenied => "permission denied",
+        ErrorKind::NotADirectory => "a part of its path is no directory",
         _ => "it cannot be looked at",
     }
 }
@@ -65,7 +116,18 @@ fn reason(error: &std::io::Error) -> &'static str {
 fn image(file: &FileDevice, sink: &Sink) {
     let FileDevice { path, size, block_size, direct: _, read_only } = file;
     let At { value: path, spot } = path;
-    let Ok(found) = fs::metadata(path) else {
+    let found = match fs::metadata(path) {
+        Ok(found) => Some(found),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+        Err(error) => {
+            return sink.error(
+                spot,
+                format!("{} cannot be looked at: {}", path.display(), reason(&error)),
+                "give this user access to it and to every directory on the way",
+            );
+        }
+    };
+    let Some(found) = found else {
         if !parent(path, spot, sink) {
             return;
         }
@@ -81,9 +143,27 @@ fn image(file: &FileDevice, sink: &Sink) {
                 format!("{} does not exist", path.display()),
                 "correct the path, or add a size to create it: size = \"10G\"",
             );
+        } else {
+            writable_parent(path, spot, sink);
         }
         return;
     };
+    let (access, verb) = if *read_only {
+        (Access::READ_OK, "read")
+    } else {
+        (Access::READ_OK | Access::WRITE_OK, "read and write")
+    };
+    if (found.is_file() || found.file_type().is_block_device()) && !may(path, access) {
+        sink.error(
+            spot,
+            format!("this user cannot {verb} {}", path.display()),
+            if *read_only || !may(path, Access::READ_OK) {
+                "give this user access to it"
+            } else {
+                "give this user access to it, or write: read_only = true"
+            },
+        );
+    }
     if found.is_dir() {
         sink.error(spot, format!("{} is a directory", path.display()), "name a file in it");
     } else if found.is_file() {
@@ -123,14 +203,17 @@ fn image(file: &FileDevice, sink: &Sink) {
 
 fn socket(path: &Path, spot: &Spot, sink: &Sink) {
     match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => {}
+        // Left by a server that was killed, say: replaced.
+        Ok(found) if found.file_type().is_socket() => {
+            writable_parent(path, spot, sink);
+        }
         Ok(_) => sink.error(
             spot,
             format!("{} exists and is not a socket", path.display()),
             "choose another path, or move that file away",
         ),
         Err(_) => {
-            parent(path, spot, sink);
+            writable_parent(path, spot, sink);
         }
     }
 }

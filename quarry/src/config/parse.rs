@@ -170,6 +170,10 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
             sink.error(&fd.spot, "`socket` and `fd` are both given", "keep the one where the VMM connects");
             None
         }
+        (Some(path), None) if path.value.is_empty() => {
+            sink.error(&path.spot, "the path is empty", "name a socket: socket = \"/run/quarry/vm.sock\"");
+            None
+        }
         (Some(path), None) => Some(Socket::Path(path.map(|path| absolute(base, &path)))),
         (None, Some(fd)) => Some(Socket::Fd(fd.map(|fd| fd as i32))),
         (None, None) if has("socket") || has("fd") => None,

@@ -149,6 +149,15 @@ fn rule(section: Section<'_>) -> Option<FaultRule> {
     let kind = section.choice("action", &ACTIONS).map(|kind| kind.value);
     let action = action(&section, kind);
     let operations = section.choices("operations", &OPERATIONS);
+    if let Some((value, spot)) = section.get("operations")
+        && value.get_ref().as_array().is_some_and(|array| array.is_empty())
+    {
+        section.sink().error(
+            &spot,
+            "a rule for no operation does nothing",
+            "name some: operations = [\"read\"]; or remove the key for all of them",
+        );
+    }
     let operations = operations.into_iter().reduce(|all, one| all | one).unwrap_or(Ops::all());
     let after = section.integer("after", 0..=u64::MAX).map_or(0, |n| n.value);
     let every = section.integer("every", 1..=u64::MAX).map_or(1, |n| n.value);

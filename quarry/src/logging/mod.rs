@@ -27,12 +27,11 @@ pub enum Format {
 /// Sends log lines that pass `filter` (as `RUST_LOG` has it) to standard error. Without one, `RUST_LOG` and then
 /// `info` decide.
 pub fn start(format: Format, filter: Option<&str>) -> anyhow::Result<()> {
-    let filter = match (filter, std::env::var("RUST_LOG")) {
-        (Some(filter), _) => EnvFilter::try_new(filter)
-            .context("--log-level: not a filter; try `debug`, or `info,nvme_emu=trace`")?,
-        (None, Ok(filter)) => EnvFilter::try_new(filter)
-            .context("RUST_LOG: not a filter; try `debug`, or `info,nvme_emu=trace`")?,
-        (None, Err(_)) => EnvFilter::new("info"),
+    let variable = std::env::var("RUST_LOG").ok();
+    let filter = match (filter, variable.as_deref()) {
+        (Some(filter), _) => parse(filter).context("--log-level")?,
+        (None, Some(filter)) if !filter.trim().is_empty() => parse(filter).context("RUST_LOG")?,
+        (None, _) => EnvFilter::new("info"),
     };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let queue = Queue::start(format, std::io::stderr()).context("the log's thread cannot be started")?;
@@ -47,6 +46,26 @@ pub fn start(format: Format, filter: Option<&str>) -> anyhow::Result<()> {
     installed.map_err(|error| anyhow::anyhow!("the log cannot be started: {error}"))?;
     let _ = QUEUE.set(queue); // a second start failed above
     Ok(())
+}
+
+/// A filter. A word alone is a level here, not a target: otherwise `inof` would silence everything.
+fn parse(text: &str) -> anyhow::Result<EnvFilter> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    const EXAMPLES: &str = "try `debug`, or `info,nvme_emu=trace`";
+    let words: Vec<&str> = text.split(',').map(str::trim).collect();
+    for word in words.iter().filter(|word| !word.contains(['=', '[', ':'])) {
+        if LEVELS.iter().all(|level| !level.eq_ignore_ascii_case(word)) {
+            let word = word.to_lowercase();
+            let longer = |level: &&str| word.starts_with(level);
+            let help =
+                match LEVELS.into_iter().find(longer).or_else(|| crate::suggest::nearest(&word, LEVELS)) {
+                    Some(level) => format!("did you mean `{level}`?"),
+                    None => EXAMPLES.to_owned(),
+                };
+            anyhow::bail!("`{word}` is no level; {help}");
+        }
+    }
+    EnvFilter::try_new(words.join(",")).with_context(|| format!("not a filter; {EXAMPLES}"))
 }
 
 /// Waits until what was logged is written, but not for a reader that takes nothing. Before the process ends.
@@ -71,4 +90,28 @@ pub fn log_panics() {
         tracing::error!(thread, place, %backtrace, "panicked: {text}");
         flush(); // it may end the process
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn a_mistyped_level_does_not_silence_everything() {
+        for good in
+            ["info", "DEBUG", "off", "info,nvme_emu=trace", "warn, quarry=debug", "info,block::fault=debug"]
+        {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for (bad, told) in [
+            ("inof", "`inof` is no level; did you mean `info`?"),
+            ("warning", "`warning` is no level; did you mean `warn`?"),
+            ("info,nvme_emu", "`nvme_emu` is no level; try"),
+            ("", "`` is no level; try"),
+            ("a=b=c", "not a filter; try"),
+        ] {
+            let error = format!("{:#}", parse(bad).unwrap_err());
+            assert!(error.contains(told), "{error}");
+        }
+    }
 }

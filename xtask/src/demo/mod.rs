@@ -32,6 +32,10 @@ impl Demo {
         let quarry = process::build_quarry()?;
         let directory = process::workspace().join("target/demo");
         fs::create_dir_all(&directory)?;
+        // Of an earlier run: what is there afterwards is of this one.
+        for name in ["result.json", "latency.svg", "latency.png"] {
+            let _ = fs::remove_file(directory.join(name));
+        }
 
         let server = Server::start(&quarry, &directory)?;
         say("boot a guest with that disk");
