@@ -2,15 +2,12 @@
 //! removed, an `Io` lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::rig::{DATA, MEMORY, PAGE, Rig, admin, nvm};
 use block::fault::{Action, FaultDevice, FaultHandle, Ops, Rule};
-use block::{
-    Abilities, Channel, Device, Error, ErrorKind, Flags, Info, Io, IoFuture, Op, Reactor, Submission,
-};
+use block::{Channel, Device, Error, ErrorKind, Info, Io, IoFuture, Op, Reactor, Submission};
 use block_memory::MemoryDevice;
 use nvme_emu::ControllerConfig;
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
@@ -378,46 +375,6 @@ fn a_shutdown_that_cannot_flush_does_not_say_it_is_complete() {
     rig.write_register(CC, 0x0046_4001);
     rig.until(|rig| rig.csts().cfs().then_some(()));
     assert_ne!(rig.csts().shst(), ShutdownStatus::COMPLETE);
-}
-
-#[test]
-fn without_the_write_cache_every_write_is_forced() {
-    let disk = Arc::new(Volatile(MemoryDevice::new(1 << 20).unwrap(), Arc::default()));
-    let forced = disk.1.clone();
-    let mut rig = Rig::new(vec![disk], ControllerConfig::default());
-    rig.create_queue(1, 64);
-    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::SUCCESS);
-    assert_eq!(forced.load(Ordering::Relaxed), 0);
-    let off = admin(AdminOpcode::SET_FEATURES, 0).dwords(6, 0);
-    assert_eq!(rig.admin(off).0, Status::SUCCESS);
-    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::SUCCESS);
-    assert_eq!(forced.load(Ordering::Relaxed), 1);
-}
-
-/// A device with a volatile cache that counts forced writes.
-struct Volatile(MemoryDevice, Arc<AtomicU32>);
-
-struct VolatileChannel(Box<dyn Channel>, Arc<AtomicU32>);
-
-impl Device for Volatile {
-    fn info(&self) -> Info {
-        let mut info = self.0.info();
-        info.abilities |= Abilities::VOLATILE_CACHE;
-        info
-    }
-
-    fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {
-        Ok(Box::new(VolatileChannel(self.0.channel(reactor)?, self.1.clone())))
-    }
-}
-
-impl Channel for VolatileChannel {
-    fn submit(&self, io: Io) -> Submission {
-        if io.op == Op::Write && io.flags.contains(Flags::FUA) {
-            self.1.fetch_add(1, Ordering::Relaxed);
-        }
-        self.0.submit(io)
-    }
 }
 
 #[test]

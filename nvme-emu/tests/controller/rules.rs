@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::rig::{DATA, MEMORY, PAGE, Rig, admin, nvm};
-use block::{Abilities, Channel, Device, Error, Info, Io, IoFuture, Op, Reactor, Submission};
+use block::{Abilities, Channel, Device, Error, Flags, Info, Io, IoFuture, Op, Reactor, Submission};
 use block_memory::MemoryDevice;
 use nvme_emu::ControllerConfig;
 use nvme_spec::command::Completion;
@@ -105,10 +105,16 @@ fn statuses_are_whole_in_a_ring_of_pieces() {
     }
 }
 
-/// A device with a volatile cache that counts flushes.
-struct Cached(MemoryDevice, Arc<AtomicU32>);
+/// A device with a volatile cache that counts flushes and forced writes.
+struct Cached(MemoryDevice, Arc<Counts>);
 
-struct CachedChannel(Box<dyn Channel>, Arc<AtomicU32>);
+#[derive(Default)]
+struct Counts {
+    flushes: AtomicU32,
+    forced: AtomicU32,
+}
+
+struct CachedChannel(Box<dyn Channel>, Arc<Counts>);
 
 impl Device for Cached {
     fn info(&self) -> Info {
@@ -124,25 +130,29 @@ impl Device for Cached {
 
 impl Channel for CachedChannel {
     fn submit(&self, io: Io) -> Submission {
-        if io.op == Op::Flush {
-            self.1.fetch_add(1, Ordering::Relaxed);
-        }
+        self.1.flushes.fetch_add(u32::from(io.op == Op::Flush), Ordering::Relaxed);
+        let forced = io.op == Op::Write && io.flags.contains(Flags::FUA);
+        self.1.forced.fetch_add(u32::from(forced), Ordering::Relaxed);
         self.0.submit(io)
     }
 }
 
-/// From then on the host flushes no more.
+/// The host flushes no more from then on: what was written goes to the medium, and so does every write.
 #[test]
-fn turning_the_write_cache_off_writes_it_back() {
+fn without_the_write_cache_all_is_durable() {
     let disk = Arc::new(Cached(MemoryDevice::new(1 << 20).unwrap(), Arc::default()));
-    let flushes = disk.1.clone();
+    let counts = disk.1.clone();
+    let seen = || (counts.flushes.load(Ordering::Relaxed), counts.forced.load(Ordering::Relaxed));
     let mut rig = Rig::new(vec![disk], ControllerConfig::default());
     rig.create_queue(1, 64);
     let set = |on| admin(AdminOpcode::SET_FEATURES, 0).dwords(6, on);
-    assert_eq!(rig.admin(set(1)).0, Status::SUCCESS);
-    assert_eq!(flushes.load(Ordering::Relaxed), 0);
+    let write = nvm(NvmOpcode::WRITE, 1, 0, 8, DATA);
+    assert_eq!((rig.admin(set(1)).0, rig.io(1, write)), (Status::SUCCESS, Status::SUCCESS));
+    assert_eq!(seen(), (0, 0));
     assert_eq!(rig.admin(set(0)).0, Status::SUCCESS);
-    assert_eq!(flushes.load(Ordering::Relaxed), 1);
+    assert_eq!(seen(), (1, 0));
+    assert_eq!(rig.io(1, write), Status::SUCCESS);
+    assert_eq!(seen(), (1, 1));
 }
 
 /// A device whose reads leave a second `Io` behind, uncompleted, when they are done: as a layer with a defect would.

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -132,6 +133,35 @@ fn the_next_client_finds_the_function_as_after_power_on() {
     assert!(!server.fake.host.bus_master());
 }
 
+/// Two functions served by one thread, until this is dropped.
+struct Together(Arc<Notify>, Option<std::thread::JoinHandle<()>>);
+
+fn serve_on_one_thread(paths: &[PathBuf; 2], fakes: &[Arc<Fake>; 2]) -> Together {
+    let listeners = paths.clone().map(|path| Listener::bind(&path, None).unwrap());
+    let (stop, fakes) = (Arc::new(Notify::new()), fakes.clone());
+    let stopped = stop.clone();
+    let thread = std::thread::spawn(move || {
+        block_on(async {
+            let [a, b] = listeners;
+            let [fa, fb] = fakes;
+            let first = serve(a, fa.host.clone(), fa.clone(), stopped.notified());
+            let second = serve(b, fb.host.clone(), fb.clone(), stopped.notified());
+            let _ = tokio::join!(first, second);
+        });
+    });
+    Together(stop, Some(thread))
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
+        let ended = self.1.take().unwrap().join();
+        if !std::thread::panicking() {
+            ended.unwrap();
+        }
+    }
+}
+
 /// Two functions on one thread: one client stalls in every way there is, the other one's requests are
 /// answered all the same.
 #[test]
@@ -140,20 +170,7 @@ fn a_stalled_client_stalls_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let paths = ["a", "b"].map(|name| directory.path().join(name));
     let fakes = [Fake::new(), Fake::new()];
-    let listeners = paths.clone().map(|path| Listener::bind(&path, None).unwrap());
-    let stop = Arc::new(Notify::new());
-    let thread = std::thread::spawn({
-        let (fakes, stop) = (fakes.clone(), stop.clone());
-        move || {
-            block_on(async {
-                let [a, b] = listeners;
-                let [fa, fb] = fakes;
-                let first = serve(a, fa.host.clone(), fa.clone(), stop.notified());
-                let second = serve(b, fb.host.clone(), fb.clone(), stop.notified());
-                let _ = tokio::join!(first, second);
-            });
-        }
-    });
+    let together = serve_on_one_thread(&paths, &fakes);
     let memory = guest(2);
     let mut healthy = Client::new(UnixStream::connect(&paths[1]).unwrap());
     healthy.hello();
@@ -187,8 +204,7 @@ fn a_stalled_client_stalls_nobody() {
     // The unmap waits for seconds. Had the others to wait with it, it would be one of them, or two.
     assert!(served >= 5, "{served} requests of others were answered while the unmap waited");
     drop((stalled, healthy));
-    stop.notify_waiters();
-    thread.join().unwrap();
+    drop(together);
 }
 
 /// Two functions on one thread, as in `a_stalled_client_stalls_nobody`: whoever comes again and again to the one takes no
@@ -199,20 +215,7 @@ fn a_crowd_at_the_door_keeps_nobody_else_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let paths = ["a", "b"].map(|name| directory.path().join(name));
     let fakes = [Fake::new(), Fake::new()];
-    let listeners = paths.clone().map(|path| Listener::bind(&path, None).unwrap());
-    let stop = Arc::new(Notify::new());
-    let thread = std::thread::spawn({
-        let (fakes, stop) = (fakes.clone(), stop.clone());
-        move || {
-            block_on(async {
-                let [a, b] = listeners;
-                let [fa, fb] = fakes;
-                let first = serve(a, fa.host.clone(), fa.clone(), stop.notified());
-                let second = serve(b, fb.host.clone(), fb.clone(), stop.notified());
-                let _ = tokio::join!(first, second);
-            });
-        }
-    });
+    let together = serve_on_one_thread(&paths, &fakes);
     let mut inside = Client::new(UnixStream::connect(&paths[0]).unwrap());
     inside.hello();
     let mut healthy = Client::new(UnixStream::connect(&paths[1]).unwrap());
@@ -232,8 +235,7 @@ fn a_crowd_at_the_door_keeps_nobody_else_waiting() {
         over.store(true, Ordering::Relaxed);
     });
     drop((inside, healthy));
-    stop.notify_waiters();
-    thread.join().unwrap();
+    drop(together);
 }
 
 #[test]
