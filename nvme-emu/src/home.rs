@@ -319,14 +319,17 @@ impl Up {
         if engine.memory.is_stale() {
             return true; // next turn, with the table of now
         }
-        let room = match self.cq.room(waiting) {
-            Ok(room) => waiting.min(room),
-            Err(InvalidDoorbell) => {
-                self.invalid_doorbell(engine, DoorbellError::Value { qid: 0 });
-                return true;
+        let mut busy = false;
+        for _ in 0..waiting {
+            // Anew for each: events take places, too.
+            match self.cq.room(1) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(InvalidDoorbell) => {
+                    self.invalid_doorbell(engine, DoorbellError::Value { qid: 0 });
+                    return true;
+                }
             }
-        };
-        for _ in 0..room {
             let Ok(command) = self.sq.fetch(engine.memory.table()) else {
                 self.sq.ring.unmap();
                 break;
@@ -336,8 +339,9 @@ impl Up {
             }
             self.cq.reserve();
             self.execute(engine, &command);
+            busy = true;
         }
-        room > 0
+        busy
     }
 
     fn execute(&mut self, engine: &mut Engine, command: &Command) {

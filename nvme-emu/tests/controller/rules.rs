@@ -11,8 +11,9 @@ use block_memory::MemoryDevice;
 use nvme_emu::ControllerConfig;
 use nvme_spec::command::Completion;
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
-use nvme_spec::registers::{CC, doorbell_offset};
+use nvme_spec::registers::{ACQ, AQA, ASQ, CC, doorbell_offset};
 use nvme_spec::status::Status;
+use vfio_user_server::PciFunction;
 use zerocopy::IntoBytes;
 
 fn memory_disk() -> Arc<MemoryDevice> {
@@ -205,4 +206,36 @@ fn an_io_that_is_lost_late_does_not_fail_the_next_command() {
             assert_eq!(rig.wait(1).status(), Status::SUCCESS, "{turns} turns between the two");
         }
     }
+}
+
+/// An event and commands at the same time: together they get no more places than there are.
+#[test]
+fn events_take_no_place_that_a_command_was_promised() {
+    let mut rig = Rig::disabled(vec![memory_disk()], ControllerConfig::default());
+    rig.write_register(AQA, 3 << 16 | 31);
+    rig.controller.bar_write(0, ASQ, &0x1000u64.to_le_bytes());
+    rig.controller.bar_write(0, ACQ, &0x2000u64.to_le_bytes());
+    rig.write_register(CC, 0x0046_0001);
+    rig.until(|rig| rig.csts().rdy().then_some(()));
+    let number_of_queues = admin(AdminOpcode::GET_FEATURES, 0).dwords(7, 0);
+    let commands =
+        [admin(AdminOpcode::ASYNC_EVENT_REQUEST, 0), number_of_queues, number_of_queues, number_of_queues];
+    for (slot, mut command) in (0u16..).zip(commands) {
+        command.0.cid = (100 + slot).into();
+        rig.write_memory(0x1000 + u64::from(slot) * 64, command.0.as_bytes());
+    }
+    rig.write_register(doorbell_offset(0, false, 4), 1);
+    rig.turns(10);
+    // Beyond all queues: told by a message, which is there in the turn that sees the commands.
+    rig.write_register(doorbell_offset(200, false, 4), 1);
+    rig.write_register(doorbell_offset(0, false, 4), 4);
+    rig.turns(50);
+    let entry = |rig: &Rig, at: u64| rig.read_struct::<Completion>(0x2000 + at % 4 * 16);
+    assert!(!entry(&rig, 3).phase(), "three fit into a queue of four");
+    let mut cids: Vec<u16> = (0..3).map(|at| entry(&rig, at).cid.get()).collect();
+    rig.write_register(doorbell_offset(0, true, 4), 3);
+    rig.until(|rig| entry(rig, 3).phase().then_some(()));
+    cids.push(entry(&rig, 3).cid.get());
+    cids.sort_unstable();
+    assert_eq!(cids, [100, 101, 102, 103], "each once");
 }
