@@ -40,23 +40,30 @@ const BUDGET: usize = 8 << 20;
 /// messages, have to wait for its end.
 const LIMIT: Duration = Duration::from_millis(1);
 
-/// Watches over [`LIMIT`]. Turns with little to do never look at the clock.
+/// Watches over [`LIMIT`]. Turns with little to do never look at the clock, and others seldom: it takes half of the time of
+/// a read.
 #[derive(Default)]
 struct TurnClock {
     steps: u32,
     since: Option<Instant>,
 }
 
-impl TurnClock {
-    /// Steps between two looks. None of them takes long, see `nvm::deallocate`.
-    const STEPS: u32 = 8;
+/// A read or write, in steps. (How many bytes there are is [`BUDGET`]'s concern.)
+const TRANSFER: u32 = 1;
+/// Anything else, none of which takes long at once: see `nvm::deallocate`.
+const OTHER: u32 = 8;
 
-    /// One step is done. Whether it was the last of this turn.
-    fn is_over(&mut self) -> bool {
-        self.steps += 1;
-        if !self.steps.is_multiple_of(Self::STEPS) {
+impl TurnClock {
+    /// Steps between two looks.
+    const LOOK: u32 = 64;
+
+    /// So many steps are done. Whether they were the last of this turn.
+    fn is_over(&mut self, steps: u32) -> bool {
+        self.steps += steps;
+        if self.steps < Self::LOOK {
             return false;
         }
+        self.steps = 0;
         let now = Instant::now();
         now.duration_since(*self.since.get_or_insert(now)) >= LIMIT
     }
@@ -336,9 +343,11 @@ impl Engine {
         // What the turn has no time for is first in the next.
         let mut done = 0;
         while let Some(slot) = woken.get(done).copied() {
+            let tag = self.slots.get(slot).tag;
+            let steps = if tag.read | tag.written != 0 { TRANSFER } else { OTHER };
             self.poll_slot(slot);
             done += 1;
-            if self.clock.is_over() {
+            if self.clock.is_over(steps) {
                 break;
             }
         }
@@ -401,7 +410,8 @@ impl Engine {
             self.slots.get(slot).tag = Tag { sq: qid, cid: command.cid(), ..Tag::default() };
             self.start(slot, &command);
             started = true;
-            if self.clock.is_over() {
+            let is_transfer = matches!(command.nvm_opcode(), NvmOpcode::READ | NvmOpcode::WRITE);
+            if self.clock.is_over(if is_transfer { TRANSFER } else { OTHER }) {
                 self.budget = 0;
             }
         }
