@@ -277,7 +277,9 @@ impl Shared {
     pub(crate) fn update_intx(&self) {
         // Under the registers' lock, so that two workers cannot leave the pin at the older of their levels.
         let registers = self.registers();
-        let level = self.intx.load(Ordering::Acquire) > 0 && registers.interrupt_mask() & 1 == 0;
+        // What was counted before the guest took completions says nothing: the turn after that looks again.
+        let lowered = self.intx_lowered.load(Ordering::Acquire);
+        let level = !lowered && self.intx.load(Ordering::Acquire) > 0 && registers.interrupt_mask() & 1 == 0;
         self.host.interrupts.set_intx(level);
     }
 }

@@ -35,8 +35,7 @@ Exit status:
   2  the command line is wrong
   3  the configuration has mistakes
   101  a thread panicked (also 134 if the process aborted)
-  129, 130, 143
-     a second SIGHUP, SIGINT or SIGTERM cut the shutdown short";
+  130, 143  a second SIGINT or SIGTERM cut the shutdown short";
 
 const SERVE_EXAMPLES: &str = "\
 Disks:
@@ -56,7 +55,7 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT and SIGHUP flush every disk and end with status 0; a second
-  one ends at once.";
+  SIGTERM or SIGINT ends at once.";
 
 /// Native NVMe disks for virtual machines, over vfio-user.
 #[derive(Debug, Parser)]

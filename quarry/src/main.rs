@@ -141,11 +141,11 @@ fn run(config: &config::Config) -> anyhow::Result<()> {
         tracing::info!(controllers, version = env!("CARGO_PKG_VERSION"), "ready");
         let (ask, asked) = tokio::sync::oneshot::channel::<()>();
         tokio::spawn(async move {
-            let first = signals.next().await;
+            let first = signals.first().await;
             notify(&[sd_notify::NotifyState::Stopping]);
             tracing::info!(signal = signals::name(first), "stopping: detaching clients, flushing disks");
             let _ = ask.send(());
-            let second = signals.next().await;
+            let second = signals.second().await;
             tracing::error!(
                 signal = signals::name(second),
                 "ending at once; what was not flushed may be lost"

@@ -1,4 +1,5 @@
-//! SIGTERM, SIGINT and SIGHUP (a terminal that was closed): the first asks for an orderly end, the second ends at once.
+//! SIGTERM, SIGINT and SIGHUP (a terminal that was closed): the first asks for an orderly end. A second SIGTERM or SIGINT
+//! ends at once; a closed terminal sends SIGHUP more than once.
 
 use std::io;
 
@@ -8,7 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
+    /// Nothing where whoever started this (nohup) has it ignored.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -17,18 +19,45 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
+            hang_up: if is_ignored(SignalKind::hangup()) {
+                None
+            } else {
+                Some(signal(SignalKind::hangup())?)
+            },
         })
     }
 
-    /// Waits for one; tells which.
-    pub async fn next(&mut self) -> SignalKind {
+    /// Waits for the first one; tells which.
+    pub async fn first(&mut self) -> SignalKind {
+        let Self { terminate, interrupt, hang_up } = self;
+        let hung_up = async {
+            match hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => SignalKind::terminate(),
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = hung_up => SignalKind::hangup(),
+        }
+    }
+
+    /// Waits for one that says that it cannot wait.
+    pub async fn second(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
-            _ = self.hang_up.recv() => SignalKind::hangup(),
         }
     }
+}
+
+/// Whether this process was started with a signal ignored (proc(5), SigIgn).
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & 1 << (kind.as_raw_value() - 1) != 0
 }
 
 /// What people call it.

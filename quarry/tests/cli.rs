@@ -247,6 +247,47 @@ fn serves_until_a_signal_and_leaves_nothing_behind() {
     }
 }
 
+/// A terminal that closes hangs up more than once, by its shell and by the kernel; under nohup that is nobody's concern.
+#[test]
+fn hanging_up_is_no_hurry_and_may_be_ignored() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("quarry.toml");
+    fs::write(
+        &file,
+        r#"
+            [devices]
+            disk = { type = "memory", size = "1M" }
+            slow = { type = "fault", on = "disk", rules = [{ action = "delay", milliseconds = 300, operations = ["flush"] }] }
+            [controllers.vm]
+            socket = "vm.sock"
+            namespaces = [{ device = "slow" }]
+        "#,
+    )
+    .expect("written");
+    let mut server = Server::start(quarry().arg("serve").arg(&file));
+    server.signal(Signal::HUP);
+    server.wait_for("stopping");
+    server.signal(Signal::HUP);
+    let (status, log) = server.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+
+    let mut ignoring = quarry();
+    ignoring.arg("serve").arg(&file);
+    // SAFETY: the closure calls signal(2) only, which is async-signal-safe.
+    unsafe {
+        ignoring.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    let mut server = Server::start(&mut ignoring);
+    server.signal(Signal::HUP);
+    server.signal(Signal::TERM);
+    let told = server.wait_for("stopping");
+    assert!(told.contains("SIGTERM"), "{told}");
+    assert_eq!(server.end().0.code(), Some(0));
+}
+
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let directory = tempfile::tempdir().expect("a directory");

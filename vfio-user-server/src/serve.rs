@@ -29,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a client was turned away: who comes again and again takes no time from others.
 const TURNED_AWAY: Duration = Duration::from_millis(5);
 /// How long nobody is served after a client that made a signal sleep, and with it a thread that serves others; twice as
-/// long for each one that does so next.
+/// long each time.
 const QUARANTINE: Duration = Duration::from_secs(4);
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(256);
 
@@ -48,7 +48,7 @@ pub async fn serve(
     let listening = watch(listener.handle(), Interest::READABLE)?;
     let mut shutdown = pin!(shutdown);
     let mut next: Option<Socket> = None;
-    let mut quarantine = QUARANTINE;
+    let (mut quarantine, mut stuck) = (QUARANTINE, None::<Instant>);
     loop {
         let mut log_wait = true;
         while host.closer.is_exhausted() {
@@ -92,7 +92,6 @@ pub async fn serve(
                 },
             }
         };
-        let is_stuck = host.dma.breakage().cause() == Some(Cause::Eventfd);
         let deadline = Instant::now() + DETACH;
         let mut detached = function.detach(deadline);
         let mut look = deadline + GRACE;
@@ -122,6 +121,8 @@ pub async fn serve(
             }
         }
         release(&host).await;
+        // Of the whole visit: a client that left at once may have threads sleep that the detach has waited for.
+        let is_stuck = host.dma.breakage().cause() == Some(Cause::Eventfd);
         host.dma.repair();
         // Only now may the client believe that its memory is its own again.
         drop(current);
@@ -131,6 +132,11 @@ pub async fn serve(
             return Ok(());
         }
         if is_stuck {
+            // Forgotten with time; a client that behaves in between proves nothing.
+            if stuck.is_none_or(|last| last.elapsed() > 2 * LONGEST_QUARANTINE) {
+                quarantine = QUARANTINE;
+            }
+            stuck = Some(Instant::now());
             if let Some(suppressed) = host.complaints.check() {
                 tracing::warn!(
                     suppressed,
@@ -144,8 +150,6 @@ pub async fn serve(
                 () = tokio::time::sleep(quarantine) => {}
             }
             quarantine = (quarantine * 2).min(LONGEST_QUARANTINE);
-        } else {
-            quarantine = QUARANTINE;
         }
         if let Some(suppressed) = host.visits.check() {
             tracing::info!(suppressed, "client gone, ready for the next");

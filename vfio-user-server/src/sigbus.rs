@@ -24,10 +24,16 @@ pub enum Cause {
     Eventfd,
 }
 
+impl Cause {
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
 /// Whether a client has to be disconnected, and the event that tells.
 #[derive(Debug)]
 pub struct Breakage {
-    /// 0, or 1 more than a [`Cause`].
+    /// A bit for each [`Cause`].
     broken: AtomicU8,
     /// Missing when the process was out of descriptors; the flag still works.
     event: Option<Arc<OwnedFd>>,
@@ -79,11 +85,11 @@ impl Breakage {
         self.broken.load(Ordering::Acquire) != 0
     }
 
-    /// What it did.
+    /// What it did; the worse of two.
     pub fn cause(&self) -> Option<Cause> {
-        let causes = [Cause::Memory, Cause::Eventfd];
+        let causes = [Cause::Eventfd, Cause::Memory];
         let broken = self.broken.load(Ordering::Acquire);
-        causes.into_iter().find(|&cause| cause as u8 + 1 == broken)
+        causes.into_iter().find(|&cause| broken & cause.bit() != 0)
     }
 
     /// Becomes readable when [`Self::is_broken`] turns true.
@@ -99,9 +105,9 @@ impl Breakage {
         }
     }
 
-    /// Async-signal-safe: one store and one write(2).
+    /// Async-signal-safe: one atomic operation and one write(2).
     pub(crate) fn set(&self, cause: Cause) {
-        self.broken.store(cause as u8 + 1, Ordering::Release);
+        self.broken.fetch_or(cause.bit(), Ordering::Release);
         if let Some(event) = &self.event {
             let one = 1u64.to_ne_bytes();
             // SAFETY: writes 8 bytes from a live array to a descriptor this struct owns; write(2) is

@@ -149,6 +149,15 @@ impl Reactor {
         })
     }
 
+    /// The same for an operation that nobody waits for: it goes on to its end, which `ended` hears at some turn.
+    ///
+    /// # Safety
+    /// As [`Reactor::submit`].
+    pub unsafe fn submit_detached<K: 'static>(&self, entry: squeue::Entry, keep: K, ended: fn(K, i32)) {
+        // SAFETY: the caller's promise.
+        drop(unsafe { self.submit_or(entry, keep, OnDrop { cancel: false, ended }) });
+    }
+
     /// Operations that were submitted and that the kernel has not completed, cancelled ones included.
     pub fn in_flight(&self) -> usize {
         self.0.ops.borrow().in_kernel()

@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD};
 use crate::geometry::{self, Align, Holes, MAX_ALIGN};
 use crate::lock;
 use crate::options::{Direct, FileOptions, OpenError};
+use crate::sync::{Syncs, is_refusal};
 
 /// Bytes of zeroes that are written at once where nothing better is to be had.
 pub(crate) const ZEROES: usize = 256 << 10;
@@ -34,6 +35,7 @@ pub(crate) struct Image {
     pub(crate) no_zero_range: AtomicBool,
     /// Data that was written is lost, or may be.
     lost: AtomicBool,
+    pub(crate) syncs: Syncs,
     zeroes: OnceLock<AlignedBuf>,
     /// Holds the lock.
     file: File,
@@ -72,17 +74,19 @@ impl Image {
             no_punch: AtomicBool::new(!holes.punch),
             no_zero_range: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            syncs: Syncs::default(),
             zeroes: OnceLock::new(),
             file,
         })
     }
 
-    /// Its own descriptor. A block device is this one's alone (O_EXCL), which is what gives back and zeroes ranges there.
+    /// Its own descriptor, for syncs: it is told of every error in writing back since the image was opened. And for what
+    /// gives back and zeroes ranges: a block device is this one's alone (O_EXCL).
     pub(crate) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Opens it once more: an open file of its own, which is told of every error in writing back.
+    /// Opens it once more: an open file of its own.
     pub(crate) fn open_again(&self) -> Result<File, Error> {
         let mut open = OpenOptions::new();
         open.read(true).write(self.info.abilities.contains(Abilities::WRITE));
@@ -113,9 +117,7 @@ impl Image {
     /// only once, and drops the data: a later sync that succeeds says nothing about it. So there is none.
     pub(crate) fn sync_error(&self, op: Op, errno: i32) -> Error {
         let error = self.error(op, errno);
-        // These say that nothing was tried.
-        let tried = !matches!(errno, libc::EINTR | libc::EAGAIN | libc::ECANCELED | libc::EBADF);
-        if tried && !self.lost.swap(true, Ordering::AcqRel) {
+        if !is_refusal(errno) && !self.lost.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 %error,
                 "written data may be lost: from now on every flush and every FUA write of this image fails, \
@@ -240,7 +242,6 @@ fn create(options: &FileOptions, size: u64) -> Result<File, OpenError> {
         }
         Err(error) => return Err(failed(path, "make it", error)),
     };
-    lock(&file, options, false)?;
     let name = || match is_named {
         true => Ok(()),
         false => {
@@ -248,15 +249,24 @@ fn create(options: &FileOptions, size: u64) -> Result<File, OpenError> {
             rustix::fs::linkat(CWD, anonymous, CWD, path, AtFlags::SYMLINK_FOLLOW).map_err(io::Error::from)
         }
     };
-    let sized = file.set_len(size).and_then(|()| file.sync_all());
-    sized.and_then(|()| name()).and_then(|()| File::open(parent)?.sync_all()).map_err(|error| {
-        let inode = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
-        if inode(std::fs::metadata(path)) == inode(file.metadata()) {
-            let _ = std::fs::remove_file(path);
+    let make = || {
+        file.set_len(size).and_then(|()| file.sync_all()).map_err(|error| not_made(path, error))?;
+        lock(&file, options, false)?;
+        let named = name().and_then(|()| File::open(parent)?.sync_all());
+        named.map_err(|error| not_made(path, error))
+    };
+    match make() {
+        Ok(()) => Ok(file),
+        // Somebody else was faster: it is theirs, and whole.
+        Err(error @ OpenError::InUse { .. }) => Err(error),
+        Err(error) => {
+            let inode = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+            if inode(std::fs::metadata(path)) == inode(file.metadata()) {
+                let _ = std::fs::remove_file(path);
+            }
+            Err(error)
         }
-        not_made(path, error)
-    })?;
-    Ok(file)
+    }
 }
 
 fn not_made(path: &Path, error: io::Error) -> OpenError {

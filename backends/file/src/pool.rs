@@ -11,7 +11,6 @@ use block::{AlignedBuf, Error};
 use crate::geometry::MAX_ALIGN;
 use crate::image::Image;
 use crate::limited::{Limited, Loan};
-use crate::sync::Syncs;
 
 /// Bytes of a bounce buffer: what is moved at once of an I/O that needs one.
 pub(crate) const BOUNCE: usize = 128 << 10;
@@ -29,9 +28,9 @@ pub(crate) type IoVecs = Vec<libc::iovec>;
 /// Owned by every operation in the kernel, so it holds no reactor.
 pub(crate) struct Resources {
     pub(crate) image: Arc<Image>,
-    /// The channel's own open file.
+    /// The channel's own open file, for its reads and writes: a durable write of its does not take the report of an error
+    /// that a sync is waiting for.
     file: File,
-    pub(crate) syncs: Syncs,
     pub(crate) bounces: Rc<Limited<AlignedBuf>>,
     pub(crate) fallocates: Rc<Limited<()>>,
     lists: RefCell<Vec<IoVecs>>,
@@ -42,7 +41,6 @@ impl Resources {
         Ok(Self {
             file: image.open_again()?,
             image,
-            syncs: Syncs::default(),
             bounces: Limited::new(MAX_BOUNCES, || AlignedBuf::new(BOUNCE, MAX_ALIGN)),
             fallocates: Limited::new(MAX_FALLOCATES, || Ok(())),
             lists: RefCell::default(),

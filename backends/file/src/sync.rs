@@ -1,128 +1,117 @@
-//! Making what was written durable: one fdatasync at a time per channel, which everybody shares who asked before it
-//! began (group commit).
+//! Making what was written durable: one fdatasync at a time per image, which everybody shares who asked before it began
+//! (group commit), on whatever reactor.
 //!
-//! The kernel tells of data that it could not write back once per open file, and then forgets it. So each channel has an
-//! open file of its own, two of its syncs are never under way together, and one whose submitters are all gone is still
-//! listened to: no error can be taken by somebody who does not pass it on.
+//! The kernel tells of data that it could not write back once per open file, and then forgets it. So all syncs go through
+//! the one open file that is as old as the image, two are never under way together, and each is listened to whoever waits
+//! for it: no error can be taken by somebody who does not pass it on.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use block::reactor::OnDrop;
 use block::{Error, Op};
 use io_uring::{opcode, types};
 
 use crate::channel::Shared;
-use crate::pool::Resources;
+use crate::image::Image;
 use crate::transfer::MAX_RETRIES;
 
-/// Who syncs, and who waits for it.
+/// Who syncs, and who waits for it. A lock for flushes, which no read and no other write takes.
 #[derive(Default)]
-pub(crate) struct Syncs(RefCell<State>);
+pub(crate) struct Syncs(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     /// Number of the sync that began last.
     begun: u64,
     running: bool,
-    /// Number of the sync that succeeded last. One that fails leaves its mark on the image.
+    /// Number of the sync that succeeded last. One that failed has left its mark on the image.
     succeeded: u64,
-    /// The errno of the last one that did not, if it says that nothing was tried.
+    /// The errno of the last one that did not succeed, if it says that nothing was tried.
     refused: i32,
     waiting: HashMap<u64, Waker>,
     last_waiter: u64,
 }
 
 impl Syncs {
-    /// The kernel is done with sync `number`.
-    fn ended(&self, number: u64, refused: i32) {
-        let mut state = self.0.borrow_mut();
-        state.running = false;
-        state.refused = refused;
-        if refused == 0 {
-            state.succeeded = number;
-        }
-        let waiting = std::mem::take(&mut state.waiting);
-        drop(state); // a waker may run any code
-        waiting.into_values().for_each(Waker::wake);
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the kernel uses of a sync: the descriptor.
-struct Keep {
-    resources: Rc<Resources>,
-    number: u64,
+/// Whether an errno says that nothing was tried, so that nothing is lost by it.
+pub(crate) fn is_refusal(errno: i32) -> bool {
+    matches!(errno, libc::EINTR | libc::EAGAIN | libc::ECANCELED)
 }
 
-/// Takes the result of a sync, whoever waits for it.
-fn ended(Keep { resources, number }: Keep, result: i32) {
-    let mut refused = 0;
+/// The kernel is done with sync `number`.
+fn ended((image, number): (Arc<Image>, u64), result: i32) {
+    if result < 0 && !is_refusal(-result) {
+        let _told = image.sync_error(Op::Flush, -result);
+    }
+    let mut state = image.syncs.lock();
+    state.running = false;
     if result < 0 {
-        match -result {
-            errno @ (libc::EINTR | libc::EAGAIN | libc::ECANCELED) => refused = errno,
-            errno => {
-                let _told = resources.image.sync_error(Op::Flush, errno);
-            }
-        }
+        state.refused = -result;
+    } else {
+        state.succeeded = number;
     }
-    resources.syncs.ended(number, refused);
+    let waiting = std::mem::take(&mut state.waiting);
+    drop(state); // a waker may run any code
+    waiting.into_values().for_each(Waker::wake);
 }
 
 impl Shared {
     /// Everything that was written before this is polled first becomes durable.
     pub(crate) async fn sync(&self) -> Result<(), Error> {
-        let (image, syncs) = (&self.resources.image, &self.resources.syncs);
+        let image = &self.resources.image;
         // One that runs already may have passed by what was written last.
-        let wanted = syncs.0.borrow().begun + 1;
-        let mut retries = 0;
+        let wanted = image.syncs.lock().begun + 1;
+        let mut tries = 0;
         loop {
             image.check_durable()?;
-            if syncs.0.borrow().succeeded >= wanted {
-                return Ok(());
+            let refused = {
+                let state = image.syncs.lock();
+                if state.succeeded >= wanted {
+                    return Ok(());
+                }
+                state.refused
+            };
+            if tries > 0 && refused != libc::EINTR {
+                self.reactor.sleep(Duration::from_millis(1)).await;
             }
-            if syncs.0.borrow().running {
-                Turn { syncs, waiter: None }.await;
-                continue;
-            }
-            let refused = syncs.0.borrow().refused;
-            if retries == MAX_RETRIES {
+            if tries == MAX_RETRIES {
                 return Err(image.error(Op::Flush, refused));
             }
-            if retries > 0 && refused != libc::EINTR {
-                self.reactor.sleep(Duration::from_millis(1)).await;
-                if syncs.0.borrow().running {
-                    continue;
-                }
-            }
-            retries += 1;
-            self.run().await;
+            tries += u32::from(self.begin());
+            Turn { image, waiter: None }.await;
         }
     }
 
-    /// One sync, which goes on even if this is dropped: others may count on it.
-    async fn run(&self) {
+    /// Starts a sync if none runs. It goes on whoever waits for it, and its end is heard by this reactor's turn.
+    fn begin(&self) -> bool {
+        let image = &self.resources.image;
         let number = {
-            let mut state = self.resources.syncs.0.borrow_mut();
+            let mut state = image.syncs.lock();
+            if state.running {
+                return false;
+            }
             state.running = true;
             state.begun += 1;
             state.begun
         };
-        let entry = opcode::Fsync::new(types::Fd(self.resources.fd())).flags(types::FsyncFlags::DATASYNC);
-        let keep = Keep { resources: self.resources.clone(), number };
-        let on_drop = OnDrop { cancel: false, ended };
-        // SAFETY: the entry has no memory; the descriptor is kept.
-        let (result, keep) = unsafe { self.reactor.submit_or(entry.build(), keep, on_drop) }.await;
-        ended(keep, result);
+        let entry = opcode::Fsync::new(types::Fd(image.fd())).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry has no memory; the descriptor is the image's, which is kept.
+        unsafe { self.reactor.submit_detached(entry, (image.clone(), number), ended) };
+        true
     }
 }
 
-/// Waits until the sync that runs has ended.
+/// Waits until no sync runs, or one has ended.
 struct Turn<'a> {
-    syncs: &'a Syncs,
+    image: &'a Image,
     waiter: Option<u64>,
 }
 
@@ -130,11 +119,12 @@ impl Future for Turn<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.syncs.0.borrow_mut();
+        let mut state = self.image.syncs.lock();
         let waiter = match self.waiter {
             // Woken, all of them at once.
             Some(waiter) if !state.waiting.contains_key(&waiter) => return Poll::Ready(()),
             Some(waiter) => waiter,
+            None if !state.running => return Poll::Ready(()),
             None => {
                 state.last_waiter += 1;
                 state.last_waiter
@@ -150,7 +140,7 @@ impl Future for Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let waker = self.waiter.and_then(|waiter| self.syncs.0.borrow_mut().waiting.remove(&waiter));
-        drop(waker); // after the borrow
+        let waker = self.waiter.and_then(|waiter| self.image.syncs.lock().waiting.remove(&waiter));
+        drop(waker); // with the lock free
     }
 }

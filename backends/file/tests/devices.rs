@@ -182,7 +182,7 @@ fn a_loss_that_a_cancelled_flush_was_told_of_is_not_forgotten() {
     }
 }
 
-/// Flushes at the same time, on one channel and on another, which is another reactor's.
+/// Flushes at the same time, on one channel and on another, which is another reactor's: they may share a sync.
 #[test]
 fn a_loss_is_told_to_everybody_who_asks() {
     let Some(disk) = Loop::new(16 * MIB, 512, Some(MIB)) else { return };
@@ -199,4 +199,16 @@ fn a_loss_is_told_to_everybody_who_asks() {
     let more = reactor.block_on(join_all((0..3).map(|_| run(&*channel, flush()))));
     assert!(results.iter().chain(&more).all(Result::is_err), "{results:?} {more:?}");
     assert!(reactor.block_on(early).result.is_err());
+}
+
+/// Somebody else syncs the file, and is told of the loss; a channel that is opened afterwards hears of it all the same.
+#[test]
+fn a_loss_from_before_a_channel_was_opened_is_told() {
+    let Some(disk) = Loop::new(16 * MIB, 512, Some(MIB)) else { return };
+    let device = about_to_lose(&disk);
+    let outsider = std::fs::File::open(&disk.device).unwrap();
+    outsider.sync_data().unwrap_err();
+    let (reactor, channel) = channel_of(&device);
+    let flushed = reactor.block_on(run(&*channel, plain(Op::Flush, 0, 0)));
+    assert_eq!(flushed.unwrap_err().kind(), ErrorKind::WriteFault);
 }

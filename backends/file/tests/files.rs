@@ -349,6 +349,11 @@ fn flushes_share_a_sync() {
         completed.result.unwrap();
     }
     assert_eq!(reactor.in_flight(), 0);
+    // Nobody waits for whoever began a sync to be looked at again.
+    let mut first = submit(plain(Op::Flush, 0, 0));
+    assert!(reactor.block_on(poll_once(&mut first)).is_none());
+    reactor.block_on(run(&*channel, plain(Op::Flush, 0, 0))).unwrap();
+    reactor.block_on(first).result.unwrap();
 }
 
 /// Servers that start at the same moment: one makes the image and has it, and nobody sees it half made.

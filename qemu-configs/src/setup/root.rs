@@ -175,6 +175,15 @@ fn find(directory: &Path, extension: &str, found: &mut Vec<PathBuf>) -> Result<(
     Ok(())
 }
 
+/// The path in front of a module's options, which this machine's kernel command line may have. It may have spaces itself.
+fn module_path(text: &str) -> Option<&str> {
+    let ends = text.match_indices(".ko").filter_map(|(at, _)| {
+        let end = text[at..].find(' ').map_or(text.len(), |space| at + space);
+        matches!(&text[at..end], ".ko" | ".ko.xz" | ".ko.zst" | ".ko.gz").then_some(end)
+    });
+    ends.map(|end| &text[..end]).next()
+}
+
 /// The agent as /init, and the early modules in the order in which they load.
 fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path) -> Result<()> {
     let mut archive = Archive::new(BufWriter::new(File::create(to)?));
@@ -199,8 +208,7 @@ fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path)
             bail!("modprobe {module}: {}", String::from_utf8_lossy(&output.stderr));
         }
         for line in text.lines().filter(|line| !line.starts_with("builtin ")) {
-            // Without a configuration no module has options behind its path.
-            let path = line.strip_prefix("insmod ").map(str::trim_end);
+            let path = line.strip_prefix("insmod ").and_then(module_path);
             let path = path.with_context(|| format!("modprobe {module}: {line}"))?;
             let name =
                 format!("modules/{}", Path::new(path).file_name().context("a module's name")?.display());
@@ -213,4 +221,16 @@ fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path)
     archive
         .file("modules.list", order.iter().map(|name| format!("/{name}\n")).collect::<String>().as_bytes())?;
     Ok(archive.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::module_path;
+
+    #[test]
+    fn paths_of_modules_end_where_their_options_begin() {
+        assert_eq!(module_path("/my projects/nvme-core.ko io_timeout=9 "), Some("/my projects/nvme-core.ko"));
+        assert_eq!(module_path("/a.kolibri/x.ko.xz "), Some("/a.kolibri/x.ko.xz"));
+        assert_eq!(module_path("/bin/false"), None);
+    }
 }

@@ -12,7 +12,7 @@ use rustix::fs::{Access, AtFlags, CWD};
 
 use super::check::check_size;
 use super::diagnostic::{At, Sink, Spot};
-use super::model::{Config, DeviceKind, FileDevice, Socket};
+use super::model::{Config, DeviceKind, FileDevice, Socket, SubsystemConfig, SubsystemRef};
 use crate::size::Size;
 
 /// Looks at every path of `config`.
@@ -37,6 +37,13 @@ pub(super) fn check(config: &Config, sink: &Sink) {
         }
         image(file, sink);
     }
+    let own = config.controllers.values().filter_map(|controller| match &controller.subsystem {
+        SubsystemRef::Own(subsystem) => Some(&**subsystem),
+        SubsystemRef::Shared(_) => None,
+    });
+    for subsystem in config.subsystems.values().chain(own) {
+        uuids(subsystem, config, sink);
+    }
     let mut sockets: HashMap<PathBuf, (&Path, &Spot)> = HashMap::new();
     for controller in config.controllers.values() {
         let Socket::Path(At { value: path, spot }) = &controller.socket else { continue };
@@ -51,6 +58,32 @@ pub(super) fn check(config: &Config, sink: &Sink) {
             );
         }
         socket(path, spot, sink);
+    }
+}
+
+/// Namespaces over one image have one UUID, unless they are given others; in one subsystem a guest takes only the first.
+fn uuids(subsystem: &SubsystemConfig, config: &Config, sink: &Sink) {
+    let mut images: HashMap<PathBuf, &Spot> = HashMap::new();
+    for namespace in subsystem.namespaces.iter().filter(|namespace| namespace.uuid.is_none()) {
+        let mut name = Some(&namespace.device.value);
+        // Ends after as many steps as there are devices: circles are told by `check`.
+        for _ in 0..config.devices.len() {
+            let Some(device) = name.and_then(|name| config.devices.get(name)) else { break };
+            if let DeviceKind::File(file) = &device.kind
+                && let Some(first) = images.insert(place(&file.path.value), &namespace.device.spot)
+            {
+                sink.error(
+                    &namespace.device.spot,
+                    format!(
+                        "this disk has the UUID of {}: both are {}",
+                        first.key,
+                        file.path.value.display()
+                    ),
+                    "give one of them another: uuid = \"...\", as `uuidgen` prints it",
+                );
+            }
+            name = device.kind.inner().first().map(|inner| &inner.value);
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Region;
 use super::mapping::Mapping;
 
-/// Regions that left the table. What still holds an older table reaches them until they are revoked, which a
-/// drop does, too. What takes long is done on a thread of its own.
+/// Regions that left the table. What still holds an older table reaches them until they are revoked. A drop
+/// only lets go of them: what is under way may still need them ([`super::DmaSpace::clear`] finds them again).
 #[derive(Debug, Default)]
 #[must_use = "a reply to the client may only follow the revocation"]
 pub struct Retired {
@@ -58,24 +59,27 @@ fn revoke(mappings: &[Arc<Mapping>]) -> io::Result<usize> {
     Ok(held)
 }
 
-/// Nobody waits for it any more (the client left while it was asked to).
+/// Nobody waits for it any more (the client left while it was asked to). Whoever holds it last unmaps it, which
+/// takes long if it is large: that is to be a thread of its own.
 impl Drop for Retired {
     fn drop(&mut self) {
-        let is_large = self.is_large();
+        if !self.is_large() {
+            return;
+        }
         let mappings = std::mem::take(&mut self.mappings);
-        let let_go = move || {
-            if let Err(error) = revoke(&mappings) {
-                tracing::error!(%error, "cannot take away the memory of a client that left");
+        let hold = move || {
+            while mappings.iter().any(|mapping| Arc::strong_count(mapping) > 1) {
+                std::thread::sleep(LOOK);
             }
         };
-        if !is_large {
-            let_go();
-        } else if let Err(error) = std::thread::Builder::new().name("unmap".into()).spawn(let_go) {
-            // The closure is dropped with that: it was done here.
+        if let Err(error) = std::thread::Builder::new().name("unmap".into()).spawn(hold) {
             tracing::debug!(%error, "no thread to unmap memory on");
         }
     }
 }
+
+/// Time between two looks whether anybody else holds it.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Bytes of guest memory that are unmapped on the spot.
 const UNMAP_AT_ONCE: u64 = 1 << 30;

@@ -296,6 +296,36 @@ fn disconnect_while_an_unmap_waits() {
     });
 }
 
+/// A VMM that is killed while it unmaps: I/O under way reads and writes the guest's memory until the function is done with
+/// it. Zeroes in its place would go to the disk.
+#[test]
+fn a_client_that_leaves_while_an_unmap_waits_leaves_its_memory_to_what_is_under_way() {
+    let server = Server::start();
+    let mut client = server.connect();
+    let memory = guest(1);
+    client.ask_with(command::DMA_MAP, map(0, PAGE, 0, 3).as_bytes(), &[memory.as_fd()]).ok();
+    let in_flight = server.fake.host.dma.table();
+    in_flight.write(0, b"data").unwrap();
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    *server.fake.on_detach.lock().unwrap() = Some(Box::new({
+        let seen = seen.clone();
+        move || {
+            let mut data = [0; 4];
+            in_flight.read(0, &mut data).unwrap();
+            seen.lock().unwrap().extend_from_slice(&data);
+        }
+    }));
+    *server.fake.hold.lock().unwrap() = Some(Arc::new(Notify::new()));
+    let message = client.message(command::DMA_UNMAP, unmap(0, PAGE, 0).as_bytes());
+    client.send(&message, &[]);
+    eventually("the function to be asked", || !server.fake.retirements.lock().unwrap().is_empty());
+    drop(client);
+    server.wait_detached(1);
+    assert_eq!(*seen.lock().unwrap(), b"data");
+    *server.fake.hold.lock().unwrap() = None;
+    *server.fake.on_detach.lock().unwrap() = None;
+}
+
 #[test]
 fn the_same_address_mapped_again_to_other_memory() {
     leaves_nothing(|server, client| {

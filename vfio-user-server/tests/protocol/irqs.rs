@@ -208,6 +208,32 @@ fn a_full_eventfd_stops_neither_the_reactor_nor_the_client() {
     });
 }
 
+/// It does not help to leave before anybody has noticed.
+#[test]
+fn who_makes_an_eventfd_block_and_leaves_at_once_has_to_wait_too() {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let server = Server::start();
+    let mut client = server.connect();
+    let (start, event) = (Instant::now(), eventfd());
+    let ask = set(EVENTFD | TRIGGER, 2, 0, 1);
+    client.ask_with(command::DEVICE_SET_IRQS, ask.as_bytes(), &[event.as_fd()]).ok();
+    rustix::io::write(&event, &0xffff_ffff_ffff_fffeu64.to_ne_bytes()).unwrap();
+    fcntl_setfl(&event, fcntl_getfl(&event).unwrap() - OFlags::NONBLOCK).unwrap();
+    // The function lets go of the client when its reactor is back.
+    let hold = std::sync::Arc::new(tokio::sync::Notify::new());
+    *server.fake.hold_detach.lock().unwrap() = Some(hold.clone());
+    std::thread::scope(|scope| {
+        let reactor = scope.spawn(|| server.fake.host.interrupts.trigger(0));
+        drop(client);
+        server.wait_detached(1);
+        reactor.join().unwrap();
+        *server.fake.hold_detach.lock().unwrap() = None;
+        hold.notify_one();
+    });
+    drop(server.connect());
+    assert!(start.elapsed() > Duration::from_secs(4), "it could do so again and again");
+}
+
 #[test]
 fn an_eventfd_that_is_made_to_block_costs_the_client_its_connection() {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};

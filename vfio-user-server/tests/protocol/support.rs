@@ -35,6 +35,8 @@ pub struct Fake {
     pub area: Mutex<MappableArea>,
     pub resets: Mutex<Vec<Reset>>,
     pub detached: AtomicUsize,
+    /// Called by `detach`.
+    pub on_detach: Mutex<Option<Box<dyn Fn() + Send>>>,
     /// While set, `detach` does not come to an end until it is notified.
     pub hold_detach: Mutex<Option<Arc<Notify>>>,
     /// Deadlines of the calls to `retire_memory`.
@@ -66,6 +68,7 @@ impl Fake {
             area: Mutex::new(area),
             resets: Mutex::default(),
             detached: AtomicUsize::new(0),
+            on_detach: Mutex::default(),
             hold_detach: Mutex::default(),
             retirements: Mutex::default(),
             hold: Mutex::default(),
@@ -112,6 +115,9 @@ impl PciFunction for Fake {
     }
 
     fn detach(&self, _deadline: Instant) -> Quiesced {
+        if let Some(call) = &*self.on_detach.lock().unwrap() {
+            call();
+        }
         let hold = self.hold_detach.lock().unwrap().clone();
         self.detached.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {

@@ -223,7 +223,12 @@ impl<K> Future for RingOp<K> {
 
 impl<K> Drop for RingOp<K> {
     fn drop(&mut self) {
-        if self.keep.is_some() && self.id != OpId::NONE {
+        if self.id == OpId::NONE {
+            // It never began: as a poll would have it.
+            if let Some(keep) = self.keep.take() {
+                (self.on_drop.ended)(keep, -libc::EAGAIN);
+            }
+        } else if self.keep.is_some() {
             let orphaned = self.inner.ops.borrow_mut().orphan(self.id, &mut self.keep, self.on_drop.ended);
             match orphaned {
                 Orphaned::Waits(_) if self.on_drop.cancel => self.inner.cancel(self.id),
