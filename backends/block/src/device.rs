@@ -68,7 +68,7 @@ pub trait Device: Send + Sync + 'static {
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error>;
 }
 
-/// One reactor's way into a device: not `Send`, takes no locks.
+/// One reactor's way into a device: not `Send`, takes no locks to read or write.
 pub trait Channel {
     /// Starts an `Io`. The channel never blocks the thread; what cannot be done at once goes into the future.
     ///
