@@ -1,10 +1,10 @@
 //! The I/O path of one worker: fetches commands, starts them, polls what is pending, posts completions.
 
+mod clock;
 mod drain;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use block::{Abilities, ErrorKind, Flags, Io, Op, Reactor, Submission};
 use nvme_spec::command::Command;
@@ -16,6 +16,7 @@ use vfio_user_server::ratelimit::RateLimit;
 use vfio_user_server::{Access, Hint, RegionMask};
 use zerocopy::{FromZeros, IntoBytes};
 
+use self::clock::{OTHER, TRANSFER, TurnClock};
 use self::drain::{Retirement, Stopping};
 use crate::doorbells::DSTRD;
 use crate::error_log::Failure;
@@ -35,39 +36,6 @@ const BATCH: u32 = 32;
 
 /// Bytes started in one turn, so that other controllers of the reactor get theirs.
 const BUDGET: usize = 8 << 20;
-
-/// How long a turn may go on starting and polling commands. Other controllers of the reactor, and this one's control
-/// messages, have to wait for its end.
-const LIMIT: Duration = Duration::from_millis(1);
-
-/// Watches over [`LIMIT`]. Turns with little to do never look at the clock, and others seldom: it takes half of the time of
-/// a read.
-#[derive(Default)]
-struct TurnClock {
-    steps: u32,
-    since: Option<Instant>,
-}
-
-/// A read or write, in steps. (How many bytes there are is [`BUDGET`]'s concern.)
-const TRANSFER: u32 = 1;
-/// Anything else, none of which takes long at once: see `nvm::deallocate`.
-const OTHER: u32 = 8;
-
-impl TurnClock {
-    /// Steps between two looks.
-    const LOOK: u32 = 64;
-
-    /// So many steps are done. Whether they were the last of this turn.
-    fn is_over(&mut self, steps: u32) -> bool {
-        self.steps += steps;
-        if self.steps < Self::LOOK {
-            return false;
-        }
-        self.steps = 0;
-        let now = Instant::now();
-        now.duration_since(*self.since.get_or_insert(now)) >= LIMIT
-    }
-}
 
 /// The queues of one controller on one reactor, and what is in flight on them.
 pub(crate) struct Engine {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,14 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A configuration in a directory of its own.
+fn configuration(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("quarry.toml");
+    fs::write(&file, text).expect("written");
+    (directory, file)
 }
 
 fn serve_disk(directory: &Path, disk: &str) -> Command {
@@ -250,10 +258,7 @@ fn serves_until_a_signal_and_leaves_nothing_behind() {
 /// A terminal that closes hangs up more than once, by its shell and by the kernel; under nohup that is nobody's concern.
 #[test]
 fn hanging_up_is_no_hurry_and_may_be_ignored() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("quarry.toml");
-    fs::write(
-        &file,
+    let (_directory, file) = configuration(
         r#"
             [devices]
             disk = { type = "memory", size = "1M" }
@@ -262,8 +267,7 @@ fn hanging_up_is_no_hurry_and_may_be_ignored() {
             socket = "vm.sock"
             namespaces = [{ device = "slow" }]
         "#,
-    )
-    .expect("written");
+    );
     let mut server = Server::start(quarry().arg("serve").arg(&file));
     server.signal(Signal::HUP);
     server.wait_for("stopping");
@@ -290,10 +294,7 @@ fn hanging_up_is_no_hurry_and_may_be_ignored() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("quarry.toml");
-    fs::write(
-        &file,
+    let (_directory, file) = configuration(
         r#"
             [devices.disk]
             type = "memory"
@@ -306,8 +307,7 @@ fn a_second_signal_ends_it_at_once() {
             socket = "vm.sock"
             namespaces = [{ device = "stuck" }]
         "#,
-    )
-    .expect("written");
+    );
     let mut server = Server::start(quarry().arg("serve").arg(&file));
     server.signal(Signal::TERM);
     server.wait_for("stopping");
@@ -319,10 +319,7 @@ fn a_second_signal_ends_it_at_once() {
 
 #[test]
 fn a_disk_that_hangs_does_not_keep_others_from_being_flushed() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("quarry.toml");
-    fs::write(
-        &file,
+    let (_directory, file) = configuration(
         r#"
             [devices]
             disk = { type = "memory", size = "1M" }
@@ -332,8 +329,7 @@ fn a_disk_that_hangs_does_not_keep_others_from_being_flushed() {
             socket = "vm.sock"
             namespaces = [{ device = "a-stuck" }, { device = "b-good" }]
         "#,
-    )
-    .expect("written");
+    );
     let mut server = Server::start(quarry().arg("serve").arg(&file).args(["--log-level", "debug"]));
     server.signal(Signal::TERM);
     server.wait_for("flushed device=\"b-good\"");
@@ -344,10 +340,7 @@ fn a_disk_that_hangs_does_not_keep_others_from_being_flushed() {
 
 #[test]
 fn a_flush_that_fails_is_told() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("quarry.toml");
-    fs::write(
-        &file,
+    let (directory, file) = configuration(
         r#"
             [devices.disk]
             type = "memory"
@@ -360,8 +353,7 @@ fn a_flush_that_fails_is_told() {
             socket = "vm.sock"
             namespaces = [{ device = "broken" }]
         "#,
-    )
-    .expect("written");
+    );
     let server = Server::start(quarry().arg("serve").arg(&file));
     server.signal(Signal::TERM);
     let (status, log) = server.end();
@@ -454,10 +446,7 @@ fn an_image_has_one_server() {
 
 #[test]
 fn serves_a_configuration_with_shared_and_several_disks() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("quarry.toml");
-    fs::write(
-        &file,
+    let (directory, file) = configuration(
         r#"
             [devices.shared]
             type = "memory"
@@ -480,8 +469,7 @@ fn serves_a_configuration_with_shared_and_several_disks() {
             namespaces = [{ device = "null" }]
             io_queues = 2
         "#,
-    )
-    .expect("written");
+    );
     let mut command = quarry();
     command.arg("serve").arg(&file).args(["--log-format", "json", "--log-level", "debug"]);
     let server = Server::start(&mut command);

@@ -1,12 +1,14 @@
 //! What happens to commands that the device holds: abort, queue deletion, reset, memory taken away, a namespace
 //! removed, an `Io` lost.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::rig::{DATA, MEMORY, PAGE, Rig, admin, nvm};
 use block::fault::{Action, FaultDevice, FaultHandle, Ops, Rule};
+use block::io::Guard;
 use block::{Channel, Device, Error, ErrorKind, Info, Io, IoFuture, Op, Reactor, Submission};
 use block_memory::MemoryDevice;
 use nvme_emu::ControllerConfig;
@@ -386,5 +388,56 @@ fn a_client_gets_doorbells_that_the_one_before_does_not_have() {
     let after = rig.controller.mappable(0).unwrap().memory;
     let inode = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
     assert_ne!(inode(&before), inode(&after));
+    rig.enable();
+}
+
+thread_local! {
+    /// What the kernel would hold of cancelled I/O on storage that hangs.
+    static HELD: RefCell<Vec<Guard>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A device on storage that hangs: its reads cannot be taken back.
+struct Hanging(MemoryDevice);
+
+struct HangingChannel;
+
+impl Device for Hanging {
+    fn info(&self) -> Info {
+        self.0.info()
+    }
+
+    fn channel(&self, _: &Reactor) -> Result<Box<dyn Channel>, Error> {
+        Ok(Box::new(HangingChannel))
+    }
+}
+
+impl Channel for HangingChannel {
+    fn submit(&self, io: Io) -> Submission {
+        HELD.with_borrow_mut(|held| held.extend(io.guard().cloned()));
+        Submission::Pending(IoFuture::new(async move {
+            let _io = io;
+            std::future::pending().await
+        }))
+    }
+}
+
+/// The guest uses memory and blocks again once a reset is done: nothing of the time before may touch them then.
+#[test]
+fn a_reset_is_not_done_before_the_storage_has_let_go() {
+    let mut rig =
+        Rig::new(vec![Arc::new(Hanging(MemoryDevice::new(1 << 20).unwrap()))], ControllerConfig::default());
+    rig.create_queue(1, 64);
+    rig.submit(1, nvm(NvmOpcode::READ, 1, 0, 8, DATA));
+    rig.turns(10);
+    rig.write_register(CC, 0x0046_0000);
+    // Longer than anybody's patience with storage.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(23) {
+        rig.turn();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(rig.csts().rdy(), "a read may still write to the guest's memory");
+    HELD.take();
+    rig.until(|rig| (!rig.csts().rdy()).then_some(()));
     rig.enable();
 }

@@ -118,9 +118,37 @@ impl Drop for Sleep {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::task::Wake;
     use std::time::Duration;
 
     use super::*;
+
+    struct Fired(u64, Mutex<Vec<u64>>);
+
+    impl Wake for Fired {
+        fn wake(self: Arc<Self>) {
+            self.1.lock().unwrap().push(self.0);
+        }
+    }
+
+    #[test]
+    fn the_earliest_is_woken_first() {
+        let (mut timers, now) = (Timers::default(), Instant::now());
+        let fired: Vec<_> =
+            [30, 10, 20].into_iter().map(|ms| Arc::new(Fired(ms, Mutex::default()))).collect();
+        for one in &fired {
+            timers.add(now + Duration::from_millis(one.0), Waker::from(one.clone()));
+        }
+        // All are due: each pop wakes the one that was due first.
+        for expected in [10, 20, 30] {
+            timers.pop_due(now + Duration::from_secs(1)).unwrap().wake();
+            let woken: Vec<u64> =
+                fired.iter().flat_map(|one| std::mem::take(&mut *one.1.lock().unwrap())).collect();
+            assert_eq!(woken, [expected]);
+        }
+        assert!(timers.pop_due(now + Duration::from_secs(1)).is_none());
+    }
 
     #[test]
     fn due_in_order_and_dropped_ones_leave_nothing_behind() {
