@@ -1,7 +1,7 @@
 //! [`Controller`]: one NVMe controller as a PCI function: the control side of it.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use nvme_spec::registers::DOORBELLS;
@@ -9,6 +9,7 @@ use vfio_user_server::{Bar, FunctionInfo, Host, MappableArea, PciFunction, Quies
 
 use crate::doorbells::Doorbells;
 use crate::latch::latch;
+use crate::placement::{MoveError, MoveReply, QueuePlace};
 use crate::shared::{DoorbellError, Message, Shared};
 use crate::worker::HOME;
 use crate::{Subsystem, WorkerSeed};
@@ -42,6 +43,8 @@ pub struct ControllerConfig {
     /// Offer shadow doorbells (Doorbell Buffer Config), with at most 31 I/O queue pairs. Of use where the VMM
     /// does not map the doorbells.
     pub shadow_doorbells: bool,
+    /// Keep the doorbells from being mapped: a store arrives as a message, which wakes the reactor.
+    pub trapped_doorbells: bool,
     /// Reactors that its queues are spread over, at least 1.
     pub workers: usize,
 }
@@ -55,6 +58,7 @@ impl Default for ControllerConfig {
             intx: false,
             msi: false,
             shadow_doorbells: false,
+            trapped_doorbells: false,
             workers: 1,
         }
     }
@@ -136,6 +140,33 @@ impl Controller {
         &self.shared.host
     }
 
+    /// The I/O queues there are.
+    pub fn queues(&self) -> Vec<QueuePlace> {
+        self.shared.places().clone()
+    }
+
+    /// Moves a completion queue, with the submission queues that complete on it, to another worker. Commands in flight
+    /// end where they are; the guest sees nothing but a moment without completions.
+    pub fn move_queue(
+        &self,
+        cqid: u16,
+        worker: usize,
+    ) -> impl Future<Output = Result<(), MoveError>> + Send + 'static {
+        let (token, latch) = latch();
+        let result = Arc::new(Mutex::new(Err(MoveError::NotEnabled)));
+        let reply = MoveReply::new(result.clone(), token);
+        self.shared.send(HOME, Message::Move { cqid, to: worker, reply });
+        async move {
+            latch.await;
+            *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        }
+    }
+
+    /// Whether the client may map the doorbells: a store into them wakes nobody then.
+    pub fn has_mapped_doorbells(&self) -> bool {
+        !self.shared.config.trapped_doorbells
+    }
+
     fn write_doorbells(&self, offset: u64, data: &[u8]) {
         let area = self.shared.doorbells();
         // Doorbells are written as dwords (PCIe 3.1.2); other sizes change nothing.
@@ -180,7 +211,7 @@ impl PciFunction for Controller {
     }
 
     fn mappable(&self, bar: u8) -> Option<MappableArea> {
-        (bar == 0).then(|| {
+        (bar == 0 && !self.shared.config.trapped_doorbells).then(|| {
             let doorbells = self.shared.doorbells();
             MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() }
         })

@@ -22,6 +22,7 @@ mod home;
 mod latch;
 mod memory;
 mod nvm;
+mod placement;
 mod queue;
 mod registers;
 mod shared;
@@ -30,5 +31,6 @@ mod status;
 mod transfer;
 
 pub use controller::{Controller, ControllerConfig};
+pub use placement::{MoveError, QueuePlace};
 pub use subsystem::{NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
 pub use worker::{Worker, WorkerSeed};

@@ -14,7 +14,7 @@ use nvme_emu::{Controller, NamespaceConfig, Subsystem};
 
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
-use crate::config::model::{ControllerConfig, Mode, Socket, SubsystemConfig, SubsystemRef, Threads};
+use crate::config::model::{ControllerConfig, Socket, SubsystemConfig, SubsystemRef, Threads};
 use crate::devices::{self, Devices};
 use crate::endpoint::Endpoint;
 use crate::reactor::ReactorThread;
@@ -232,7 +232,7 @@ impl Drop for Running {
 }
 
 fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
-    let Mode::Adaptive = config.reactors.mode;
+    let mode = config.reactors.mode;
     let allowed = affinity::allowed_cpus();
     let cpus = match &config.reactors.threads {
         Threads::Default => affinity::placement(1, &allowed),
@@ -241,7 +241,7 @@ fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
     };
     let mut reactors = Vec::new();
     for (number, cpu) in cpus.into_iter().enumerate() {
-        let started = ReactorThread::start(number, cpu).map_err(|error| {
+        let started = ReactorThread::start(number, cpu, mode).map_err(|error| {
             StartError::new(&Spot::named("reactors"), explain_reactor(number, cpu, &error))
         })?;
         tracing::debug!(reactor = number, cpu = cpu.map(tracing::field::display), "started");
@@ -326,6 +326,7 @@ fn build_controller(
             intx: config.intx,
             shadow_doorbells: config.shadow_doorbells,
             msi: config.msi,
+            trapped_doorbells: false,
             workers: chosen.len(),
         },
     )

@@ -51,9 +51,13 @@ pub enum Threads {
 /// How a reactor waits for work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
+    /// Always look.
+    Poll,
     /// Spin while there is work, then sleep for growing times, for ever when no guest is there.
     #[default]
     Adaptive,
+    /// Sleep until something happens.
+    Interrupt,
 }
 
 /// A block device.

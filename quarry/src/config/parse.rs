@@ -103,17 +103,9 @@ fn reactors(root: &Section<'_>) -> Reactors {
 }
 
 fn mode(section: &Section<'_>) -> Option<Mode> {
-    let (value, spot) = section.get("mode")?;
-    // Planned, and refused by name rather than as unknown words.
-    if let Some(planned @ ("poll" | "interrupt")) = value.get_ref().as_str() {
-        section.sink().error(
-            &spot,
-            format!("the mode `{planned}` does not exist yet"),
-            "use `adaptive`: it polls while there is work and sleeps when there is none",
-        );
-        return None;
-    }
-    section.choice("mode", &[("adaptive", Mode::Adaptive)]).map(|mode| mode.value)
+    section
+        .choice("mode", &[("poll", Mode::Poll), ("adaptive", Mode::Adaptive), ("interrupt", Mode::Interrupt)])
+        .map(|mode| mode.value)
 }
 
 fn subsystem(section: &Section<'_>) -> SubsystemConfig {
