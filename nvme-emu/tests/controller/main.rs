@@ -3,6 +3,8 @@
 mod bounds;
 mod identity;
 mod in_flight;
+mod interrupts;
 mod intx;
+mod moves;
 mod rig;
 mod rules;
