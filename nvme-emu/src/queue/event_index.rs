@@ -3,9 +3,13 @@
 //! is; before it stops looking it moves the EventIdx to what it has seen, and looks once more.
 
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering, fence};
+use loom::sync::atomic::fence;
+#[cfg(loom)]
+pub(super) use loom::sync::atomic::{AtomicU32, Ordering};
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::fence;
+#[cfg(not(loom))]
+pub(super) use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Asks the host to ring the real doorbell when it passes `seen`. Returns what the shadow doorbell holds then: if that is
 /// not `seen`, the host may not have known, and will not ring.

@@ -1,11 +1,10 @@
 //! [`Shadow`]: a queue's words in the Shadow Doorbell and EventIdx buffers (Base 5.11).
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use vfio_user_server::{Access, DmaTable, Hint};
 
-use super::event_index;
+use super::event_index::{self, AtomicU32, Ordering};
 
 /// A doorbell value's source in place of the doorbell register: the shadow buffer.
 #[derive(Clone, Copy)]

@@ -2,6 +2,7 @@
 
 mod failures;
 mod fuzz;
+mod sanitizer;
 mod tally;
 
 use crate::process::{build_quarry, cargo, line, say, target};
@@ -16,7 +17,7 @@ use tally::Tally;
 
 /// Loom models, which try every order in which threads can meet: a crate and the module of its models (its other tests do
 /// not run under loom).
-const LOOM_MODELS: &[(&str, &str)] = &[("block", "parker::model")];
+const LOOM_MODELS: &[(&str, &str)] = &[("block", "parker::model"), ("nvme-emu", "event_index::model")];
 
 /// Which tests to run.
 #[derive(Args, Default)]
@@ -62,6 +63,7 @@ impl Test {
         }
         if self.filter.is_empty() && !self.quick {
             loom(tally)?;
+            sanitizer::run(tally)?;
             fuzz::run(tally)?;
         }
         Ok(())
