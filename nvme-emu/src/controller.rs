@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nvme_spec::registers::DOORBELLS;
@@ -9,6 +10,7 @@ use vfio_user_server::{Bar, FunctionInfo, Host, MappableArea, PciFunction, Quies
 
 use crate::doorbells::Doorbells;
 use crate::latch::latch;
+use crate::limits::Limits;
 use crate::shared::{DoorbellError, Message, Shared};
 use crate::worker::HOME;
 use crate::{Subsystem, WorkerSeed};
@@ -42,6 +44,10 @@ pub struct ControllerConfig {
     /// Offer shadow doorbells (Doorbell Buffer Config), with at most 31 I/O queue pairs. Of use where the VMM
     /// does not map the doorbells.
     pub shadow_doorbells: bool,
+    /// Do not let the VMM map the doorbells: each store into one comes as a message, and wakes who polls.
+    pub trapped_doorbells: bool,
+    /// For the sum over all namespaces and queues.
+    pub limits: Limits,
     /// Reactors that its queues are spread over, at least 1.
     pub workers: usize,
 }
@@ -55,6 +61,8 @@ impl Default for ControllerConfig {
             intx: false,
             msi: false,
             shadow_doorbells: false,
+            trapped_doorbells: false,
+            limits: Limits::default(),
             workers: 1,
         }
     }
@@ -89,6 +97,21 @@ fn serial_number(nqn: &str, cntlid: u16) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
     let hash = nqn.bytes().fold(0xCBF2_9CE4_8422_2325, step);
     hash & !0xFFFF | u64::from(cntlid)
+}
+
+/// What a controller has done since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Read commands that succeeded.
+    pub reads: u64,
+    /// Write commands that succeeded.
+    pub writes: u64,
+    /// Bytes that these read.
+    pub bytes_read: u64,
+    /// Bytes that these wrote.
+    pub bytes_written: u64,
+    /// Commands that failed in the storage.
+    pub media_errors: u64,
 }
 
 /// One NVMe controller.
@@ -136,6 +159,46 @@ impl Controller {
         &self.shared.host
     }
 
+    /// What it has done so far.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.ports.iter().fold(Statistics::default(), |sum, port| {
+            let counters = &port.counters;
+            Statistics {
+                reads: sum.reads.wrapping_add(counters.reads.load(Ordering::Relaxed)),
+                writes: sum.writes.wrapping_add(counters.writes.load(Ordering::Relaxed)),
+                bytes_read: sum.bytes_read.wrapping_add(counters.bytes_read.load(Ordering::Relaxed)),
+                bytes_written: sum.bytes_written.wrapping_add(counters.bytes_written.load(Ordering::Relaxed)),
+                media_errors: sum.media_errors.wrapping_add(counters.media_errors.load(Ordering::Relaxed)),
+            }
+        })
+    }
+
+    /// Whether the VMM may map the doorbells: then a store into one wakes nobody.
+    pub fn has_mapped_doorbells(&self) -> bool {
+        !self.shared.config.trapped_doorbells
+    }
+
+    /// Whether the guest has it enabled.
+    pub fn is_enabled(&self) -> bool {
+        self.shared.is_running()
+    }
+
+    /// The subsystem that it belongs to.
+    pub fn subsystem(&self) -> &Arc<Subsystem> {
+        &self.shared.subsystem
+    }
+
+    /// The limits of this controller.
+    pub fn limits(&self) -> Limits {
+        self.shared.limiter.limits()
+    }
+
+    /// Changes the limits of this controller, at once.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.limiter.set(limits);
+        self.shared.send_all(|| Message::LimitsChanged);
+    }
+
     fn write_doorbells(&self, offset: u64, data: &[u8]) {
         let area = self.shared.doorbells();
         // Doorbells are written as dwords (PCIe 3.1.2); other sizes change nothing.
@@ -180,7 +243,7 @@ impl PciFunction for Controller {
     }
 
     fn mappable(&self, bar: u8) -> Option<MappableArea> {
-        (bar == 0).then(|| {
+        (bar == 0 && self.has_mapped_doorbells()).then(|| {
             let doorbells = self.shared.doorbells();
             MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() }
         })

@@ -2,6 +2,7 @@
 
 mod clock;
 mod drain;
+mod throttle;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -11,6 +11,8 @@
 //! update, zoned namespaces, controller memory buffers.
 
 pub mod controller;
+pub mod limits;
+pub mod queue_place;
 pub mod subsystem;
 pub mod worker;
 
@@ -29,6 +31,8 @@ mod slots;
 mod status;
 mod transfer;
 
-pub use controller::{Controller, ControllerConfig};
+pub use controller::{Controller, ControllerConfig, Statistics};
+pub use limits::{Limiter, Limits};
+pub use queue_place::{MoveError, QueuePlace};
 pub use subsystem::{NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
 pub use worker::{Worker, WorkerSeed};

@@ -12,6 +12,7 @@ use vfio_user_server::{DmaFault, Host};
 use crate::doorbells::Doorbells;
 use crate::error_log::ErrorLog;
 use crate::latch::Token;
+use crate::limits::Limiter;
 use crate::registers::Registers;
 use crate::transfer::TransferError;
 use crate::{ControllerConfig, Subsystem};
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     intx: AtomicUsize,
     /// See [`Self::lower_intx`].
     intx_lowered: AtomicBool,
+    /// For the sum over its namespaces and queues.
+    pub(crate) limiter: Arc<Limiter>,
 }
 
 /// A worker's mailbox and counters.
@@ -81,6 +84,8 @@ pub(crate) enum Message {
     Retire { deadline: Instant, done: Token },
     /// A namespace came, went or changed.
     NamespaceChanged(u32),
+    /// Limits of the controller, or of a namespace, changed.
+    LimitsChanged,
     /// A doorbell store by message that no doorbell exists for, or with a value out of range.
     InvalidDoorbell(DoorbellError),
     /// From home: make a completion queue.
@@ -135,6 +140,7 @@ impl Shared {
             told_not_shared: AtomicBool::new(false),
             intx: AtomicUsize::new(0),
             intx_lowered: AtomicBool::new(false),
+            limiter: Arc::new(Limiter::new(config.limits.clone())),
             config,
         }
     }

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::check::Machine;
 use crate::config::diagnostic::{At, Sink, Spot};
 use crate::config::model::{
-    Config, ControllerConfig, DeviceConfig, NamespaceConfig, Socket, SubsystemConfig, SubsystemRef,
+    Config, ControllerConfig, DeviceConfig, Doorbells, NamespaceConfig, Socket, SubsystemConfig, SubsystemRef,
 };
 use crate::config::{self, Checked, Report, defaults, parse};
 use crate::{logging, spec};
@@ -168,6 +168,7 @@ impl Serve {
                 nsid: None,
                 uuid: disk.uuid,
                 read_only: disk.read_only,
+                limits: Default::default(),
             });
         }
         let socket = match (&self.socket, self.fd) {
@@ -206,9 +207,11 @@ impl Serve {
             queue_entries: defaults::QUEUE_ENTRIES,
             max_transfer: defaults::MAX_TRANSFER,
             intx: false,
+            doorbells: At::new(Doorbells::Mapped, Spot::default()),
             shadow_doorbells: false,
             msi: false,
             reactors: Vec::new(),
+            limits: Default::default(),
         };
         config.controllers.insert(CONTROLLER.to_owned(), controller);
         Some(config).filter(|_| good)

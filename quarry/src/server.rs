@@ -14,7 +14,7 @@ use nvme_emu::{Controller, NamespaceConfig, Subsystem};
 
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
-use crate::config::model::{ControllerConfig, Mode, Socket, SubsystemConfig, SubsystemRef, Threads};
+use crate::config::model::{ControllerConfig, Doorbells, Socket, SubsystemConfig, SubsystemRef, Threads};
 use crate::devices::{self, Devices};
 use crate::endpoint::Endpoint;
 use crate::reactor::ReactorThread;
@@ -97,7 +97,8 @@ impl Server {
                     &own
                 }
             };
-            let function = build_controller(index, controller, &built.subsystem, &reactors)?;
+            let chosen = controller.spread(index, reactors.len());
+            let function = build_controller(controller, &built.subsystem, &chosen, &reactors)?;
             let endpoint = Endpoint::listen(name, controller, function, inherited.remove(name))?;
             tracing::info!(
                 controller = name,
@@ -232,7 +233,6 @@ impl Drop for Running {
 }
 
 fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
-    let Mode::Adaptive = config.reactors.mode;
     let allowed = affinity::allowed_cpus();
     let cpus = match &config.reactors.threads {
         Threads::Default => affinity::placement(1, &allowed),
@@ -245,6 +245,7 @@ fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
             StartError::new(&Spot::named("reactors"), explain_reactor(number, cpu, &error))
         })?;
         tracing::debug!(reactor = number, cpu = cpu.map(tracing::field::display), "started");
+        started.set_mode(config.reactors.mode(number));
         reactors.push(started);
     }
     Ok(reactors)
@@ -291,6 +292,7 @@ fn build_subsystem(
                 device: Arc::<dyn Device>::clone(device),
                 uuid: uuid.into_bytes(),
                 read_only: namespace.read_only,
+                limits: namespace.limits.clone(),
             })
             .map_err(|error| StartError::new(&namespace.spot, error))?;
         let access = if namespace.read_only { ", read-only" } else { "" };
@@ -304,19 +306,13 @@ fn build_subsystem(
     Ok(Built { subsystem, shown: shown.join(" ") })
 }
 
-/// A controller, its workers on their reactors: those of the configuration, or all of them with another home for
-/// each controller.
+/// A controller, its workers on the chosen reactors.
 fn build_controller(
-    index: usize,
     config: &ControllerConfig,
     subsystem: &Arc<Subsystem>,
+    chosen: &[usize],
     reactors: &[ReactorThread],
 ) -> Result<Arc<Controller>, StartError> {
-    let chosen: Vec<usize> = if config.reactors.is_empty() {
-        (0..reactors.len()).map(|n| (n + index) % reactors.len()).collect()
-    } else {
-        config.reactors.iter().map(|reactor| reactor.value).collect()
-    };
     let (controller, seeds) = Controller::new(
         subsystem.clone(),
         nvme_emu::ControllerConfig {
@@ -325,14 +321,16 @@ fn build_controller(
             max_transfer: config.max_transfer,
             intx: config.intx,
             shadow_doorbells: config.shadow_doorbells,
+            trapped_doorbells: config.doorbells.value == Doorbells::Trapped,
+            limits: config.limits.clone(),
             msi: config.msi,
             workers: chosen.len(),
         },
     )
     .map_err(|error| StartError::new(&config.spot, error))?;
-    for (reactor, seed) in chosen.into_iter().zip(seeds) {
+    for (reactor, seed) in chosen.iter().zip(seeds) {
         let reactor = reactors
-            .get(reactor)
+            .get(*reactor)
             .ok_or_else(|| StartError::new(&config.spot, format!("there is no reactor {reactor}")))?;
         reactor.add_worker(seed);
     }

@@ -5,6 +5,7 @@
 //! [`idle`]'s.
 
 pub mod idle;
+mod status;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +21,7 @@ use nvme_emu::{Worker, WorkerSeed};
 
 use crate::affinity;
 use idle::{Idle, Wait};
+pub use status::Load;
 
 /// Submission entries of a reactor's io_uring.
 const RING_ENTRIES: u32 = 1024;
@@ -34,6 +36,7 @@ pub struct ReactorThread {
     has_mail: Arc<AtomicBool>,
     unparker: Unparker,
     thread: Option<JoinHandle<()>>,
+    kept: status::Kept,
 }
 
 /// What a reactor's thread owns.
@@ -69,7 +72,8 @@ impl ReactorThread {
         })?;
         let gone = || io::Error::other("its thread ended at once");
         let unparker = started.recv().map_err(|_| gone())??;
-        Ok(Self { name, mailbox, has_mail, unparker, thread: Some(thread) })
+        let kept = status::Kept { cpu, ..Default::default() };
+        Ok(Self { name, mailbox, has_mail, unparker, thread: Some(thread), kept })
     }
 
     /// Has the reactor run `command` between two turns.
