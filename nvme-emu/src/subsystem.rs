@@ -92,6 +92,11 @@ impl Subsystem {
         Ok(Arc::new(Self { config, state: Mutex::default() }))
     }
 
+    /// Its NVMe Qualified Name.
+    pub fn nqn(&self) -> &str {
+        &self.config.nqn
+    }
+
     /// Adds a namespace, attached to every controller; controllers tell their hosts by an asynchronous
     /// event. Returns its identifier.
     pub fn add_namespace(&self, config: NamespaceConfig) -> Result<u32, SubsystemError> {

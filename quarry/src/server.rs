@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use block::Device;
 use nvme_emu::{Controller, NamespaceConfig, Subsystem};
@@ -15,6 +15,7 @@ use nvme_emu::{Controller, NamespaceConfig, Subsystem};
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
 use crate::config::model::{ControllerConfig, Doorbells, Socket, SubsystemConfig, SubsystemRef, Threads};
+use crate::control::{self, Control, Controlled};
 use crate::devices::{self, Devices};
 use crate::endpoint::Endpoint;
 use crate::reactor::ReactorThread;
@@ -49,13 +50,16 @@ impl std::error::Error for StartError {}
 /// A server whose sockets are listening.
 pub struct Server {
     endpoints: Vec<Endpoint>,
-    reactors: Vec<ReactorThread>,
+    reactors: Arc<Vec<ReactorThread>>,
     devices: Devices,
+    control: Arc<Control>,
+    control_socket: Option<control::serve::Endpoint>,
 }
 
 /// A subsystem and the names of its namespaces, for the log.
 struct Built {
     subsystem: Arc<Subsystem>,
+    devices: BTreeMap<u32, String>,
     shown: String,
 }
 
@@ -78,7 +82,7 @@ impl Server {
         }
         let socket_of = |name: &str| sockets.get(name).map_or(&[][..], Vec::as_slice);
         let devices = devices::open(config)?;
-        let reactors = start_reactors(config)?;
+        let reactors = Arc::new(start_reactors(config)?);
 
         let mut shared: BTreeMap<&str, Built> = BTreeMap::new();
         for (name, subsystem) in &config.subsystems {
@@ -86,6 +90,7 @@ impl Server {
             shared.insert(name, build_subsystem(name, subsystem, &sockets, config, &devices)?);
         }
         let mut endpoints = Vec::new();
+        let mut controlled = Vec::new();
         for (index, (name, controller)) in config.controllers.iter().enumerate() {
             let own;
             let built = match &controller.subsystem {
@@ -106,9 +111,31 @@ impl Server {
                 namespaces = built.shown,
                 "listening"
             );
+            controlled.push(Controlled {
+                name: name.clone(),
+                socket: endpoint.address().to_string(),
+                subsystem: match &controller.subsystem {
+                    SubsystemRef::Shared(reference) => Some(reference.value.clone()),
+                    SubsystemRef::Own(_) => None,
+                },
+                function: endpoint.function().clone(),
+                workers: chosen,
+                devices: built.devices.clone(),
+            });
             endpoints.push(endpoint);
         }
-        Ok(Self { endpoints, reactors, devices })
+        let control_socket = config.control.as_ref().map(control::serve::Endpoint::listen).transpose()?;
+        let control = Arc::new(Control {
+            reactors: reactors.clone(),
+            controllers: controlled,
+            started: Instant::now(),
+        });
+        Ok(Self { endpoints, reactors, devices, control, control_socket })
+    }
+
+    /// What can be looked at and changed while it runs.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
     }
 
     /// How many controllers there are.
@@ -118,13 +145,15 @@ impl Server {
 
     /// Serves until `shutdown` resolves; then lets go of clients, flushes every device and removes the sockets.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { endpoints, reactors, devices } = self;
+        let Self { endpoints, reactors, devices, control, control_socket } = self;
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let mut tasks = tokio::task::JoinSet::new();
         for endpoint in endpoints {
             tasks.spawn(endpoint.serve(stopping.clone()));
         }
-        drop(stopping);
+        let controlling =
+            control_socket.map(|socket| tokio::spawn(socket.serve(control.clone(), stopping.clone())));
+        drop((control, stopping));
 
         let mut failed = 0;
         let mut ended = |result: Result<Result<(), StartError>, tokio::task::JoinError>| match result {
@@ -153,6 +182,11 @@ impl Server {
         }
 
         let _ = stop.send(true);
+        if let Some(controlling) = controlling
+            && let Err(error) = controlling.await
+        {
+            tracing::error!(%error, "the control socket's task panicked");
+        }
         let drained = async {
             while let Some(result) = tasks.join_next().await {
                 ended(result);
@@ -272,7 +306,7 @@ fn build_subsystem(
         model: identity.model,
     })
     .map_err(|error| StartError::new(&config.spot, error))?;
-    let mut shown = Vec::new();
+    let (mut shown, mut named) = (Vec::new(), BTreeMap::new());
     // Chosen identifiers first, so that none is given away as the lowest free one.
     let mut in_order: Vec<_> = config.namespaces.iter().collect();
     in_order.sort_by_key(|namespace| namespace.nsid.is_none());
@@ -296,6 +330,7 @@ fn build_subsystem(
             })
             .map_err(|error| StartError::new(&namespace.spot, error))?;
         let access = if namespace.read_only { ", read-only" } else { "" };
+        named.insert(nsid, device_name.clone());
         shown.push((
             nsid,
             format!("{nsid}={device_name} ({}, {} B blocks{access})", Size(info.size()), info.block_size),
@@ -303,7 +338,7 @@ fn build_subsystem(
     }
     shown.sort();
     let shown: Vec<String> = shown.into_iter().map(|(_, text)| text).collect();
-    Ok(Built { subsystem, shown: shown.join(" ") })
+    Ok(Built { subsystem, devices: named, shown: shown.join(" ") })
 }
 
 /// A controller, its workers on the chosen reactors.
