@@ -133,7 +133,7 @@ impl Server {
         Ok(Self { endpoints, reactors, devices, control, control_socket })
     }
 
-    /// What can be looked at and changed while it runs.
+    /// What can be looked at and changed while it runs. To be let go of before the server ends: it holds the reactors.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
     }

@@ -1,6 +1,6 @@
 //! The answer to `status`.
 
-use nvme_emu::{QueuePlace, Statistics};
+use nvme_emu::{Limits, QueuePlace, Statistics};
 use serde_json::{Value, json};
 
 use super::{Control, Controlled, limits};
@@ -36,7 +36,7 @@ impl Control {
             Some(json!({
                 "nsid": nsid,
                 "device": controller.devices.get(&nsid),
-                "limits": limits::show(&limits),
+                "limits": shown(&limits),
             }))
         });
         json!({
@@ -49,7 +49,7 @@ impl Control {
             "reactors": reactors,
             "queues": queues.collect::<Vec<_>>(),
             "namespaces": namespaces.collect::<Vec<_>>(),
-            "limits": limits::show(&function.limits()),
+            "limits": shown(&function.limits()),
             "counters": {
                 "reads": reads,
                 "writes": writes,
@@ -63,6 +63,11 @@ impl Control {
     fn reactor_name(&self, number: usize) -> Option<&str> {
         self.reactors.get(number).map(ReactorThread::name)
     }
+}
+
+/// `null` for those that have none, which are most: an answer is as large as the configuration at worst.
+fn shown(limits: &Limits) -> Value {
+    if limits.is_unlimited() { Value::Null } else { limits::show(limits) }
 }
 
 fn reactor(reactor: &ReactorThread) -> Value {
