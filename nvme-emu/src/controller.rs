@@ -110,7 +110,7 @@ pub struct Statistics {
     pub bytes_read: u64,
     /// Bytes that these wrote.
     pub bytes_written: u64,
-    /// Commands that failed in the storage.
+    /// Commands that failed for the media: unrecovered reads and write faults.
     pub media_errors: u64,
 }
 

@@ -97,7 +97,7 @@ struct Bucket {
     cost: AtomicU64,
     /// The tick at which the debt is paid.
     paid: AtomicU64,
-    /// The rate has changed and the debt was not yet looked at.
+    /// The rate or the burst has changed and the debt was not yet looked at.
     changed: AtomicBool,
 }
 
@@ -114,17 +114,19 @@ impl Limiter {
         limiter
     }
 
-    /// Changes the limits. What is owed by a rate that changes stays owed, but for no longer than a second and
-    /// the burst.
+    /// Changes the limits. What is owed stays owed, but where the rate changes or the burst gets shorter for no longer
+    /// than a second and the burst.
     pub fn set(&self, limits: Limits) {
         let mut set = self.locked();
+        let burst = ticks(limits.burst);
+        // What was owed within the burst is owed beyond it now.
+        let shorter = self.burst.swap(burst, Relaxed) > burst;
         for (bucket, rate) in self.buckets.iter().zip(limits.rates()) {
             let cost = rate.map_or(0, cost_of_one);
-            if bucket.cost.swap(cost, Relaxed) != cost {
+            if bucket.cost.swap(cost, Relaxed) != cost || shorter {
                 bucket.changed.store(true, Relaxed);
             }
         }
-        self.burst.store(ticks(limits.burst), Relaxed);
         self.limited.store(!limits.is_unlimited(), Relaxed);
         *set = limits;
     }

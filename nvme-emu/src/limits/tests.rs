@@ -162,6 +162,17 @@ fn an_old_debt_ends_soon_after_a_change() {
     }
 }
 
+/// What was taken within a long burst holds nobody up for as long when the burst is made short.
+#[test]
+fn a_shorter_burst_forgives() {
+    let long = |seconds| limits(|l| (l.iops, l.burst) = (Some(1000), Duration::from_secs(seconds)));
+    let limiter = Limiter::new(long(60));
+    let now = saturate(&limiter, SECOND, false, 512, 60_000);
+    limiter.set(long(1));
+    let at = limiter.earliest(false, now);
+    assert!(now < at && at <= now + SECOND, "{now} {at}");
+}
+
 #[test]
 fn no_number_is_too_large() {
     for rate in [0, 1, u64::MAX] {

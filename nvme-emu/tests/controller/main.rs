@@ -4,5 +4,6 @@ mod bounds;
 mod identity;
 mod in_flight;
 mod intx;
+mod operation;
 mod rig;
 mod rules;
