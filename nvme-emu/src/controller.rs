@@ -1,8 +1,8 @@
 //! [`Controller`]: one NVMe controller as a PCI function: the control side of it.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use nvme_spec::registers::DOORBELLS;
@@ -11,6 +11,7 @@ use vfio_user_server::{Bar, FunctionInfo, Host, MappableArea, PciFunction, Quies
 use crate::doorbells::Doorbells;
 use crate::latch::latch;
 use crate::limits::Limits;
+use crate::placement::{MoveError, MoveReply, QueuePlace};
 use crate::shared::{DoorbellError, Message, Shared};
 use crate::worker::HOME;
 use crate::{Subsystem, WorkerSeed};
@@ -173,7 +174,29 @@ impl Controller {
         })
     }
 
-    /// Whether the VMM may map the doorbells: then a store into one wakes nobody.
+    /// The I/O queues there are.
+    pub fn queues(&self) -> Vec<QueuePlace> {
+        self.shared.places().clone()
+    }
+
+    /// Moves a completion queue, with the submission queues that complete on it, to another worker. Commands in flight
+    /// end where they are; the guest sees nothing but a moment without completions.
+    pub fn move_queue(
+        &self,
+        cqid: u16,
+        worker: usize,
+    ) -> impl Future<Output = Result<(), MoveError>> + Send + 'static {
+        let (token, latch) = latch();
+        let result = Arc::new(Mutex::new(Err(MoveError::NotEnabled)));
+        let reply = MoveReply::new(result.clone(), token);
+        self.shared.send(HOME, Message::Move { cqid, to: worker, reply });
+        async move {
+            latch.await;
+            *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        }
+    }
+
+    /// Whether the client may map the doorbells: a store into them wakes nobody then.
     pub fn has_mapped_doorbells(&self) -> bool {
         !self.shared.config.trapped_doorbells
     }

@@ -13,10 +13,11 @@ use vfio_user_server::{DmaFault, Hint};
 
 use crate::admin::{Admin, Answer, Ask, Change, To};
 use crate::doorbells::Doorbells;
-use crate::engine::Engine;
+use crate::engine::{CoalescingTable, Engine};
 use crate::error_log::Failure;
 use crate::latch::{Latch, Token, latch};
 use crate::nvm;
+use crate::placement::{MoveError, MoveReply};
 use crate::queue::{CompletionQueue, InvalidDoorbell, SubmissionQueue, completion};
 use crate::registers::{Enabled, Registers};
 use crate::shared::{DoorbellError, Message};
@@ -66,6 +67,17 @@ struct Up {
     waiting: Vec<Waiting>,
     /// Admin commands that wait until all namespaces are durable.
     flushing: Vec<(u16, Flush)>,
+    moving: Vec<Moving>,
+}
+
+/// Queues on their way to another worker.
+struct Moving {
+    cqid: u16,
+    to: usize,
+    /// Set when they are there.
+    moved: Arc<AtomicBool>,
+    latch: Latch,
+    reply: MoveReply,
 }
 
 /// Making all namespaces durable. Polled in each turn; the reactor does not sleep meanwhile.
@@ -128,6 +140,14 @@ impl Home {
         }
     }
 
+    /// Moves a completion queue, with its submission queues, to worker `to`.
+    pub(crate) fn move_queue(&mut self, engine: &Engine, cqid: u16, to: usize, reply: MoveReply) {
+        match &mut self.phase {
+            Phase::On(up) => up.move_queue(engine, cqid, to, reply),
+            _ => reply.end(Err(MoveError::NotEnabled)),
+        }
+    }
+
     /// One turn. Returns whether there was anything to do.
     pub(crate) fn turn(&mut self, engine: &mut Engine, changed: bool) -> bool {
         let mut busy = changed;
@@ -146,7 +166,7 @@ impl Home {
     pub(crate) fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Stopping(_))
             || matches!(self.shutdown, Shutdown::Flushing(_))
-            || matches!(&self.phase, Phase::On(up) if !up.waiting.is_empty() || !up.flushing.is_empty())
+            || matches!(&self.phase, Phase::On(up) if up.is_waiting())
     }
 
     fn follow_registers(&mut self, engine: &mut Engine, changed: bool) -> bool {
@@ -190,6 +210,7 @@ impl Home {
 
     fn enable(&mut self, engine: &mut Engine, wanted: Enabled) {
         engine.shared.write_through.store(false, Ordering::Relaxed);
+        engine.shared.set_coalescing(CoalescingTable::default());
         // What was mapped before CC was written must be there.
         let _ = engine.refresh_memory();
         match Up::new(engine, wanted) {
@@ -224,6 +245,7 @@ impl Home {
         if let Phase::On(up) = std::mem::replace(&mut self.phase, Phase::Stopping(latch)) {
             up.release_interrupt(engine);
         }
+        engine.shared.places().clear();
     }
 
     /// CC.SHN: makes all namespaces durable, then says so.
@@ -270,7 +292,16 @@ impl Up {
         sq.map(table).map_err(|fault| Refusal::Queue("admin submission queue", fault))?;
         cq.map(table).map_err(|fault| Refusal::Queue("admin completion queue", fault))?;
         let admin = Admin::new(engine.shared.clone(), 4096 << enabled.cc.mps());
-        Ok(Self { enabled, doorbells, sq, cq, admin, waiting: Vec::new(), flushing: Vec::new() })
+        Ok(Self {
+            enabled,
+            doorbells,
+            sq,
+            cq,
+            admin,
+            waiting: Vec::new(),
+            flushing: Vec::new(),
+            moving: Vec::new(),
+        })
     }
 
     fn page(&self) -> u64 {
@@ -278,11 +309,15 @@ impl Up {
     }
 
     fn turn(&mut self, engine: &mut Engine) -> bool {
-        let mut busy = self.finish_waiting(engine) | self.finish_flushing(engine);
+        let mut busy = false;
+        if self.is_waiting() {
+            busy |= self.finish_waiting(engine) | self.finish_flushing(engine) | self.finish_moving(engine);
+        }
         busy |= self.fetch(engine);
         self.post_events(engine);
+        self.cq.flush(engine.memory.table());
         if engine.shared.host.interrupts.msix_enabled() {
-            if std::mem::take(&mut self.cq.dirty) {
+            if self.cq.take_posted() {
                 engine.vectors.add(0);
             }
         } else if engine.shared.config.intx {
@@ -296,6 +331,11 @@ impl Up {
             }
         }
         busy
+    }
+
+    /// Whether it waits for something that wakes nobody.
+    fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty() || !self.flushing.is_empty() || !self.moving.is_empty()
     }
 
     fn release_interrupt(&self, engine: &Engine) {
@@ -320,6 +360,7 @@ impl Up {
             return true; // next turn, with the table of now
         }
         let mut busy = false;
+        let mut command = [Command::default()];
         for _ in 0..waiting {
             // Anew for each: events take places, too.
             match self.cq.room(1) {
@@ -330,10 +371,12 @@ impl Up {
                     return true;
                 }
             }
-            let Ok(command) = self.sq.fetch(engine.memory.table()) else {
+            if self.sq.copy(engine.memory.table(), &mut command).is_err() {
                 self.sq.ring.unmap();
                 break;
-            };
+            }
+            self.sq.take();
+            let [command] = command;
             if command == Command::default() {
                 engine.shared.tell_private_copy();
             }
@@ -404,12 +447,38 @@ impl Up {
         busy
     }
 
+    fn move_queue(&mut self, engine: &Engine, cqid: u16, to: usize, reply: MoveReply) {
+        match self.admin.queues.begin_move(cqid, to) {
+            Ok(from) => {
+                let (done, latch) = latch();
+                let moved = Arc::new(AtomicBool::new(false));
+                engine.shared.send(from, Message::Detach { cqid, to, moved: moved.clone(), done });
+                self.moving.push(Moving { cqid, to, moved, latch, reply });
+            }
+            Err(error) => reply.end(Err(error)),
+        }
+    }
+
+    fn finish_moving(&mut self, engine: &Engine) -> bool {
+        let mut busy = false;
+        while let Some(at) = self.moving.iter().position(|moving| moving.latch.is_released()) {
+            let Moving { cqid, to, moved, reply, .. } = self.moving.swap_remove(at);
+            let is_there = moved.load(Ordering::Acquire);
+            self.admin.queues.end_move(cqid, is_there.then_some(to));
+            tracing::debug!(controller = engine.shared.cntlid, cqid, to, is_there, "queues moved");
+            // It was deleted on the way.
+            reply.end(if is_there { Ok(()) } else { Err(MoveError::NoSuchQueue) });
+            busy = true;
+        }
+        busy
+    }
+
     fn answer(&mut self, engine: &Engine, cid: u16, status: Status, result: u32) {
         if !status.is_success() {
             let failure = Failure { sqid: 0, cid, status, lba: 0, nsid: 0 };
             engine.shared.errors().push(&failure);
         }
-        self.cq.post(completion(0, self.sq.head(), cid, status, result), engine.memory.table());
+        self.cq.post(completion(0, self.sq.head(), cid, status, result));
     }
 
     fn post_events(&mut self, engine: &Engine) {
@@ -423,7 +492,7 @@ impl Up {
             }
             let Some((cid, status, result)) = self.admin.events.next() else { return };
             self.cq.reserve();
-            self.cq.post(completion(0, self.sq.head(), cid, status, result), engine.memory.table());
+            self.cq.post(completion(0, self.sq.head(), cid, status, result));
         }
     }
 

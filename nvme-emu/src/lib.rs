@@ -12,7 +12,6 @@
 
 pub mod controller;
 pub mod limits;
-pub mod queue_place;
 pub mod subsystem;
 pub mod worker;
 
@@ -24,6 +23,7 @@ mod home;
 mod latch;
 mod memory;
 mod nvm;
+mod placement;
 mod queue;
 mod registers;
 mod shared;
@@ -33,6 +33,6 @@ mod transfer;
 
 pub use controller::{Controller, ControllerConfig, Statistics};
 pub use limits::{Limiter, Limits};
-pub use queue_place::{MoveError, QueuePlace};
+pub use placement::{MoveError, QueuePlace};
 pub use subsystem::{NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
 pub use worker::{Worker, WorkerSeed};

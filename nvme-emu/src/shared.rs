@@ -10,9 +10,11 @@ use nvme_spec::status::Status;
 use vfio_user_server::{DmaFault, Host};
 
 use crate::doorbells::Doorbells;
+use crate::engine::{Arrival, CoalescingTable};
 use crate::error_log::ErrorLog;
 use crate::latch::Token;
 use crate::limits::Limiter;
+use crate::placement::{MoveReply, QueuePlace};
 use crate::registers::Registers;
 use crate::transfer::TransferError;
 use crate::{ControllerConfig, Subsystem};
@@ -32,6 +34,10 @@ pub(crate) struct Shared {
     running: AtomicBool,
     /// Feature 06h with WCE = 0: every write is durable before it completes.
     pub(crate) write_through: AtomicBool,
+    /// Features 08h and 09h, for workers that start.
+    coalescing: Mutex<Arc<CoalescingTable>>,
+    /// The I/O queues there are.
+    places: Mutex<Vec<QueuePlace>>,
     /// Whether this client was told that it does not share its memory.
     told_not_shared: AtomicBool,
     /// Completion queues that hold the INTx pin up.
@@ -96,6 +102,14 @@ pub(crate) enum Message {
     DeleteSq { qid: u16, done: Token },
     /// From home: remove a completion queue that has no submission queue.
     DeleteCq { qid: u16, done: Token },
+    /// From home: hand a completion queue and its submission queues to another worker; set the flag when they are there.
+    Detach { cqid: u16, to: usize, moved: Arc<AtomicBool>, done: Token },
+    /// From another worker: queues that it handed over.
+    Attach(Box<Arrival>),
+    /// To home, from the control side: move queues.
+    Move { cqid: u16, to: usize, reply: MoveReply },
+    /// From home: features 08h and 09h changed.
+    Coalescing(Arc<CoalescingTable>),
     /// From home: cancel a command; set the flag if it was found.
     Abort { sqid: u16, cid: u16, found: Arc<AtomicBool>, done: Token },
     /// From home: read doorbells from shadow buffers at these guest addresses.
@@ -137,6 +151,8 @@ impl Shared {
             registers: Mutex::new(Registers::new(config.queue_entries)),
             running: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
+            coalescing: Mutex::default(),
+            places: Mutex::default(),
             told_not_shared: AtomicBool::new(false),
             intx: AtomicUsize::new(0),
             intx_lowered: AtomicBool::new(false),
@@ -178,6 +194,23 @@ impl Shared {
 
     pub(crate) fn set_running(&self, running: bool) {
         self.running.store(running, Ordering::Release);
+    }
+
+    /// Features 08h and 09h as they are.
+    pub(crate) fn coalescing(&self) -> Arc<CoalescingTable> {
+        self.coalescing.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Features 08h and 09h changed: tells the workers.
+    pub(crate) fn set_coalescing(&self, table: CoalescingTable) {
+        let table = Arc::new(table);
+        *self.coalescing.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = table.clone();
+        self.send_all(|| Message::Coalescing(table.clone()));
+    }
+
+    /// The I/O queues there are.
+    pub(crate) fn places(&self) -> MutexGuard<'_, Vec<QueuePlace>> {
+        self.places.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The guest named memory that the VMM did not share: one line for each client.

@@ -279,6 +279,17 @@ impl Slots {
         0..(self.chunks.len() * CHUNK) as u32
     }
 
+    /// Whether there are cancelled slots.
+    pub(crate) fn is_draining(&self) -> bool {
+        !self.draining.is_empty()
+    }
+
+    /// Whether any slot was woken since [`Self::take_woken`].
+    #[inline]
+    pub(crate) fn any_woken(&self) -> bool {
+        self.ready.summary.iter().any(|summary| summary.load(Ordering::Relaxed) != 0)
+    }
+
     /// Moves the slots that were woken since the last call into `woken`.
     pub(crate) fn take_woken(&self, woken: &mut Vec<u32>) {
         self.ready.take(woken);

@@ -64,15 +64,31 @@ impl Worker {
         busy
     }
 
-    /// Whether anything is in flight: the reactor may not sleep long.
-    pub fn is_active(&self) -> bool {
-        self.engine.in_flight() > 0 || self.home.as_ref().is_some_and(Home::is_active)
+    /// Commands in flight, cancelled ones included.
+    pub fn in_flight(&self) -> usize {
+        self.engine.in_flight()
     }
 
-    /// Whether the guest has the controller enabled: it may store into a doorbell at any moment, which wakes
-    /// nobody. While this is false, everything that needs a turn unparks the reactor.
-    pub fn is_enabled(&self) -> bool {
-        self.engine.shared.is_running()
+    /// Whether something goes on that only turns bring to its end, and that wakes nobody: the reactor may not sleep long.
+    pub fn needs_turns(&self) -> bool {
+        self.engine.needs_turns() || self.home.as_ref().is_some_and(Home::is_active)
+    }
+
+    /// Whether the guest may store into a doorbell at any moment in a way that wakes nobody. While this is false,
+    /// everything that needs a turn unparks the reactor, once [armed](Self::arm).
+    pub fn is_watched(&self) -> bool {
+        self.engine.shared.is_running() && !self.engine.shared.config.trapped_doorbells
+    }
+
+    /// To be called before the reactor sleeps until it is unparked: asks the guest to ring its doorbells from now on.
+    /// Returns true if it has something to do first.
+    pub fn arm(&mut self) -> bool {
+        self.engine.shared.is_running() && self.engine.arm()
+    }
+
+    /// How much the last turn did, in commands and pages of data.
+    pub fn work(&self) -> u32 {
+        self.engine.work()
     }
 
     fn port(&self) -> &Port {
@@ -97,6 +113,10 @@ impl Worker {
             let Some(message) = self.port().take() else { break };
             busy = true;
             let engine = &mut self.engine;
+            if let Some(worker) = engine.forward_to(&message) {
+                engine.shared.send(worker, message);
+                continue;
+            }
             match message {
                 Message::Reset { detach, done } => {
                     changed = true;
@@ -144,6 +164,14 @@ impl Worker {
                     engine.use_shadow_doorbells(doorbells, events);
                     drop(done);
                 }
+                Message::Detach { cqid, to, moved, done } => engine.detach(cqid, to, moved, done),
+                Message::Attach(arrival) => engine.attach(*arrival),
+                Message::Move { cqid, to, reply } => {
+                    if let Some(home) = &mut self.home {
+                        home.move_queue(engine, cqid, to, reply);
+                    }
+                }
+                Message::Coalescing(table) => engine.set_coalescing(table),
                 Message::Stop { deadline, done } => engine.stop(deadline, done),
                 Message::Page(page) => engine.set_page(page),
             }

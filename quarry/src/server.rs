@@ -275,11 +275,10 @@ fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
     };
     let mut reactors = Vec::new();
     for (number, cpu) in cpus.into_iter().enumerate() {
-        let started = ReactorThread::start(number, cpu).map_err(|error| {
+        let started = ReactorThread::start(number, cpu, config.reactors.mode(number)).map_err(|error| {
             StartError::new(&Spot::named("reactors"), explain_reactor(number, cpu, &error))
         })?;
         tracing::debug!(reactor = number, cpu = cpu.map(tracing::field::display), "started");
-        started.set_mode(config.reactors.mode(number));
         reactors.push(started);
     }
     Ok(reactors)

@@ -133,6 +133,54 @@ fn a_controller_with_trapped_doorbells_works() {
     server.stop();
 }
 
+/// All modes, one after the other, while a client works.
+#[test]
+fn trapped_doorbells_work_in_every_mode() {
+    let server = Server::config(
+        "[reactors]\nmode = \"interrupt\"\n[control]\nsocket = \"control.sock\"\n\
+         [devices.disk]\ntype = \"memory\"\nsize = \"16M\"\n\
+         [controllers.vm]\nsocket = \"vm.sock\"\ndoorbells = \"trapped\"\nnamespaces = [{ device = \"disk\" }]\n",
+        &["vm.sock", "control.sock"],
+    );
+    let mut client = Client::connect(&server);
+    assert_eq!(client.get("status", json!({}))["reactors"][0]["mode"], "interrupt");
+    let controller = server.controller();
+    let mut queues = io_queues(&controller);
+    for (seed, mode) in ["interrupt", "poll", "interrupt", "adaptive"].iter().cycle().take(20).enumerate() {
+        client.get("reactor.set_mode", json!({ "reactor": 0, "mode": mode }));
+        check_works(&controller, &mut queues, 8 * seed as u64, seed as u64);
+    }
+    drop((queues, controller));
+    server.stop();
+}
+
+#[test]
+fn queues_move_while_they_work() {
+    let server = Server::config(
+        "[reactors]\ncount = 2\n[control]\nsocket = \"control.sock\"\n\
+         [devices.disk]\ntype = \"memory\"\nsize = \"16M\"\n\
+         [controllers.vm]\nsocket = \"vm.sock\"\nnamespaces = [{ device = \"disk\" }]\n",
+        &["vm.sock", "control.sock"],
+    );
+    let mut client = Client::connect(&server);
+    let to = |reactor: &str| json!({ "controller": "vm", "cqid": 1, "reactor": reactor });
+    let early = client.ask("queue.move", to("reactor-0"));
+    assert!(error(&early).1.contains("not enabled"), "{early}");
+    let controller = server.controller();
+    let mut queues = io_queues(&controller);
+    for seed in 0..10 {
+        let reactor = format!("reactor-{}", seed % 2);
+        assert_eq!(client.get("queue.move", to(&reactor)), to(&reactor));
+        let shown = client.get("status", json!({}))["controllers"][0]["queues"].clone();
+        assert_eq!(shown, json!([{ "sqid": 1, "cqid": 1, "reactor": reactor }]));
+        check_works(&controller, &mut queues, 8 * seed, seed);
+    }
+    let missing = client.ask("queue.move", json!({ "controller": "vm", "cqid": 2, "reactor": 0 }));
+    assert!(error(&missing).1.contains("no such completion queue"), "{missing}");
+    drop((queues, controller));
+    server.stop();
+}
+
 #[test]
 fn changes_modes_and_limits() {
     let server = server();

@@ -16,6 +16,7 @@ use vfio_user_server::{Access, DmaTable, Hint};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Admin, Answer};
+use crate::engine::CoalescingTable;
 use crate::shared::Shared;
 use crate::transfer;
 
@@ -250,11 +251,15 @@ impl Admin {
                 let result = NumberOfQueues::new().with_nsq_z(granted).with_ncq_z(granted);
                 return Ok(Answer::Done(result.into_bits()));
             }
-            FeatureId::INTERRUPT_COALESCING => self.features.interrupt_coalescing = value & 0xFFFF,
+            FeatureId::INTERRUPT_COALESCING => {
+                self.features.interrupt_coalescing = value & 0xFFFF;
+                self.tell_coalescing();
+            }
             FeatureId::INTERRUPT_VECTOR_CONFIGURATION => {
                 let wanted = InterruptVectorConfiguration::from_bits(value);
                 let vector = self.features.uncoalesced.get_mut(usize::from(wanted.iv())).ok_or(invalid)?;
                 *vector = wanted.cd();
+                self.tell_coalescing();
             }
             FeatureId::WRITE_ATOMICITY_NORMAL => self.features.write_atomicity = value & 1,
             FeatureId::ASYNC_EVENT_CONFIGURATION => {
@@ -280,6 +285,11 @@ impl Admin {
             _ => return Err(invalid),
         }
         Ok(Answer::Done(0))
+    }
+
+    fn tell_coalescing(&self) {
+        let Features { interrupt_coalescing, uncoalesced, .. } = &self.features;
+        self.shared.set_coalescing(CoalescingTable::new(*interrupt_coalescing, uncoalesced));
     }
 
     /// A threshold beyond the constant temperature raises its event (Base 5.27.1.3), if enabled.

@@ -8,6 +8,7 @@ use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaTable, Hint};
 
 use super::{Answer, Ask, Change, To};
+use crate::placement::{MoveError, QueuePlace};
 use crate::shared::{Message, Shared};
 
 /// The I/O queues of an enabled controller.
@@ -34,6 +35,7 @@ struct Cq {
     /// Submission queues that complete here.
     users: u16,
     deleting: bool,
+    moving: bool,
 }
 
 impl Queues {
@@ -91,7 +93,7 @@ impl Queues {
         }
         self.check_memory(table, command.prp1(), queue.qsize_z(), Completion::BYTES, Access::Write)?;
         let worker = self.emptiest_worker();
-        self.cqs[usize::from(qid)] = Some(Cq { worker, users: 0, deleting: false });
+        self.cqs[usize::from(qid)] = Some(Cq { worker, users: 0, deleting: false, moving: false });
         let (iova, entries) = (command.prp1(), u32::from(queue.qsize_z()) + 1);
         let vector = attributes.ien().then_some(attributes.iv());
         Ok(ask(worker, Change::None, move |done| Message::CreateCq { qid, iova, entries, vector, done }))
@@ -117,6 +119,7 @@ impl Queues {
         let worker = cq.worker;
         self.sqs[usize::from(qid)] = Some(Sq { cqid, worker, deleting: false });
         self.cqs[usize::from(cqid)] = Some(Cq { users: cq.users + 1, ..cq });
+        self.publish();
         let (iova, entries) = (command.prp1(), u32::from(queue.qsize_z()) + 1);
         Ok(ask(worker, Change::None, move |done| Message::CreateSq { qid, iova, entries, cqid, done }))
     }
@@ -199,6 +202,42 @@ impl Queues {
             }
             Change::CqDeleted(qid) => self.cqs[usize::from(qid)] = None,
         }
+        self.publish();
+    }
+
+    /// A completion queue is to move with its submission queues. Returns the worker that has them.
+    pub(crate) fn begin_move(&mut self, cqid: u16, to: usize) -> Result<usize, MoveError> {
+        if to >= self.shared.ports.len() {
+            return Err(MoveError::NoSuchWorker);
+        }
+        match self.cqs.get_mut(usize::from(cqid)) {
+            Some(Some(cq)) if cq.deleting || cq.moving => Err(MoveError::Busy),
+            Some(Some(cq)) => {
+                cq.moving = true;
+                Ok(cq.worker)
+            }
+            _ => Err(MoveError::NoSuchQueue),
+        }
+    }
+
+    /// The move is over; `to`: they are there.
+    pub(crate) fn end_move(&mut self, cqid: u16, to: Option<usize>) {
+        if let Some(cq) = &mut self.cqs[usize::from(cqid)] {
+            cq.moving = false;
+            if let Some(to) = to {
+                cq.worker = to;
+                self.sqs.iter_mut().flatten().filter(|sq| sq.cqid == cqid).for_each(|sq| sq.worker = to);
+            }
+        }
+        self.publish();
+    }
+
+    /// Shows the control side what there is.
+    fn publish(&self) {
+        let queues = (0u16..).zip(&self.sqs).filter_map(|(sqid, sq)| sq.map(|sq| (sqid, sq)));
+        let places = queues.map(|(sqid, sq)| QueuePlace { sqid, cqid: sq.cqid, worker: sq.worker });
+        let places = places.collect();
+        *self.shared.places() = places;
     }
 
     fn emptiest_worker(&self) -> usize {

@@ -46,30 +46,29 @@ impl Engine {
 
     /// Removes all queues. Commands in flight get until `deadline` to end, then they are cancelled.
     pub(crate) fn stop(&mut self, deadline: Instant, done: Token) {
-        self.order.clear();
-        self.deleting = 0;
-        self.shadow = None;
-        self.sqs.fill_with(|| None);
-        for qid in 0..self.cqs.len() as u16 {
-            self.delete_cq(qid);
-        }
+        self.remove_queues();
         self.stopping = Some(Stopping { deadline, cancelled: false, told: false, _done: done });
     }
 
     /// What waits for commands to end: cancellation, retired memory, deleted queues, a stop.
     pub(super) fn drain(&mut self) {
         self.end_lost();
-        let mut ended = Vec::new(); // no allocation while it is empty
-        self.slots.take_drained(&mut ended);
-        for (slot, status) in ended {
-            let nsid = self.slots.get(slot).tag.nsid;
-            self.complete(slot, status, 0, nsid);
+        if self.slots.is_draining() {
+            let mut ended = Vec::new();
+            self.slots.take_drained(&mut ended);
+            for (slot, status) in ended {
+                let nsid = self.slots.get(slot).tag.nsid;
+                self.complete(slot, status, 0, nsid);
+            }
         }
         if !self.retirements.is_empty() {
             self.drain_retirements();
         }
         if self.deleting > 0 {
             self.drain_deleted_queues();
+        }
+        if !self.departures.is_empty() {
+            self.depart();
         }
         if let Some(stopping) = &mut self.stopping {
             let now = Instant::now();
@@ -90,17 +89,6 @@ impl Engine {
                 );
             }
         }
-    }
-
-    fn drain_deleted_queues(&mut self) {
-        for sq in &mut self.sqs {
-            if sq.as_ref().is_some_and(|sq| sq.deleting.is_some() && sq.in_flight == 0) {
-                *sq = None;
-                self.deleting -= 1;
-            }
-        }
-        let sqs = &self.sqs;
-        self.order.retain(|qid| sqs[usize::from(*qid)].is_some());
     }
 
     fn drain_retirements(&mut self) {

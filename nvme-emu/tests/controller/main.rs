@@ -3,7 +3,9 @@
 mod bounds;
 mod identity;
 mod in_flight;
+mod interrupts;
 mod intx;
+mod moves;
 mod operation;
 mod rig;
 mod rules;

@@ -167,11 +167,18 @@ impl Rig {
     /// Queue pair `qid` of `entries` entries, its memory below [`DATA`].
     #[track_caller]
     pub fn create_queue(&mut self, qid: u16, entries: u32) {
+        self.create_queue_on(qid, entries, 0);
+    }
+
+    /// The same with an interrupt vector.
+    #[track_caller]
+    pub fn create_queue_on(&mut self, qid: u16, entries: u32, vector: u32) {
         let sq = 0x1_0000 + u64::from(qid) * 0x8000;
         let cq = sq + 0x4000;
         self.write_memory(cq, &vec![0; entries as usize * 16]);
         let size = (entries - 1) << 16 | u32::from(qid);
-        let create_cq = admin(AdminOpcode::CREATE_IO_COMPLETION_QUEUE, 0).prp(cq, 0).dwords(size, 3);
+        let create_cq =
+            admin(AdminOpcode::CREATE_IO_COMPLETION_QUEUE, 0).prp(cq, 0).dwords(size, vector << 16 | 3);
         assert_eq!(self.admin(create_cq).0, Status::SUCCESS);
         let create_sq = admin(AdminOpcode::CREATE_IO_SUBMISSION_QUEUE, 0)
             .prp(sq, 0)

@@ -104,7 +104,7 @@ impl Control {
                 );
                 Ok(json!({ "controller": name, "cqid": cqid, "reactor": reactor.name() }))
             }
-            Ok(Err(error)) => Err(Failure::refused(format!("{error}; {}", remedy(error)))),
+            Ok(Err(error)) => Err(Failure::refused(format!("{error}{}", remedy(error)))),
             Err(_) => Err(Failure::refused(
                 "the queue is still being moved: what is in flight on it does not end; look at `status` later",
             )),
@@ -211,10 +211,10 @@ fn subsystem_of(controller: &Controlled) -> Option<&str> {
 
 fn remedy(error: MoveError) -> &'static str {
     match error {
-        MoveError::NoSuchQueue => "`status` lists those that the guest has made",
-        MoveError::NoSuchWorker => "`status` lists the reactors of the controller",
-        MoveError::Busy => "try again in a moment",
-        MoveError::NotEnabled => "wait until the guest's driver has started it",
+        MoveError::NoSuchQueue => "; `status` lists those that the guest has made",
+        MoveError::NoSuchWorker => "; `status` lists the reactors of the controller",
+        MoveError::Busy => "",
+        MoveError::NotEnabled => "; wait until the guest's driver has started it",
     }
 }
 

@@ -26,7 +26,9 @@ impl Control {
         let Statistics { reads, writes, bytes_read, bytes_written, media_errors } = function.statistics();
         let reactors: Vec<&str> =
             controller.workers.iter().filter_map(|&number| self.reactor_name(number)).collect();
-        let queues = function.queues().into_iter().map(|QueuePlace { sqid, cqid, worker }| {
+        let mut queues = function.queues();
+        queues.sort_by_key(|queue| queue.sqid);
+        let queues = queues.into_iter().map(|QueuePlace { sqid, cqid, worker }| {
             let reactor = controller.workers.get(worker).and_then(|&number| self.reactor_name(number));
             json!({ "sqid": sqid, "cqid": cqid, "reactor": reactor })
         });

@@ -5,12 +5,12 @@
 //! [`idle`]'s.
 
 pub mod idle;
-mod status;
 
 use std::io;
+use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,8 +20,8 @@ use block::reactor::Unparker;
 use nvme_emu::{Worker, WorkerSeed};
 
 use crate::affinity;
+use crate::config::model::Mode;
 use idle::{Idle, Wait};
-pub use status::Load;
 
 /// Submission entries of a reactor's io_uring.
 const RING_ENTRIES: u32 = 1024;
@@ -32,63 +32,137 @@ type Command = Box<dyn FnOnce(&mut Core) + Send>;
 /// A running reactor, as other threads see it. Dropping it stops the thread and waits for it.
 pub struct ReactorThread {
     name: String,
+    cpu: Option<usize>,
     mailbox: Sender<Command>,
-    has_mail: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     unparker: Unparker,
     thread: Option<JoinHandle<()>>,
-    kept: status::Kept,
+}
+
+/// What a reactor's thread and the others both see.
+struct Shared {
+    has_mail: AtomicBool,
+    /// A [`Mode`] as a number.
+    mode: AtomicU8,
+    turns: AtomicU64,
+    busy_turns: AtomicU64,
+    sleeps: AtomicU64,
+    slept_ns: AtomicU64,
+    sleep_price_ns: AtomicU64,
+}
+
+/// What a reactor did since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Those that found something to do.
+    pub busy_turns: u64,
+    /// How often it slept.
+    pub sleeps: u64,
+    /// How long altogether.
+    pub slept: Duration,
+    /// CPU time of one short sleep, as measured on this machine.
+    pub sleep_price: Duration,
 }
 
 /// What a reactor's thread owns.
 pub struct Core {
     reactor: Reactor,
-    workers: Vec<Worker>,
+    /// Workers that are polled in every turn.
+    hot: Vec<Polled>,
+    /// Those that had nothing to do for a while: polled in turns.
+    cold: Vec<Polled>,
+    cold_at: usize,
+    /// What was done since a cold one was polled.
+    credit: u32,
+    load: Load,
     stopping: bool,
 }
 
-/// Whether something may happen to the worker that wakes nobody: an enabled controller's doorbells are memory.
-fn watched(worker: &Worker) -> bool {
-    worker.is_enabled() || worker.is_active()
+struct Polled {
+    worker: Box<Worker>,
+    /// Turns without work, in a row.
+    quiet: u32,
 }
+
+/// Turns without work after which a worker is polled less often.
+const QUIET: u32 = 1024;
+/// Commands, pages of data and turns of the others after which a quiet worker is polled.
+const PRICE: u32 = 4;
+/// Turns after which others can see what was counted.
+const PUBLISH: u64 = 1024;
 
 impl ReactorThread {
     /// Starts reactor `number`, on `cpu` if one is given. Returns when its ring is set up.
-    pub fn start(number: usize, cpu: Option<usize>) -> io::Result<Self> {
+    pub fn start(number: usize, cpu: Option<usize>, mode: Mode) -> io::Result<Self> {
         let name = format!("reactor-{number}");
         let (mailbox, commands) = channel();
-        let has_mail = Arc::new(AtomicBool::new(false));
-        let mail = has_mail.clone();
+        let shared = Arc::new(Shared::new(mode));
+        let seen = shared.clone();
         let (ready, started) = channel();
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
             let reactor = match cpu.map_or(Ok(()), affinity::pin).and_then(|()| Reactor::new(RING_ENTRIES)) {
                 Ok(reactor) => reactor,
                 Err(error) => return drop(ready.send(Err(error))),
             };
+            // The kernel may not stretch sleeps of 20 us by its usual 50. Without that they are longer, no more.
+            let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
             if ready.send(Ok(reactor.unparker())).is_ok() {
-                guard_against_panics(|| {
-                    Core { reactor, workers: Vec::new(), stopping: false }.run(&commands, &mail)
-                });
+                guard_against_panics(|| Core::new(reactor).run(&commands, &seen));
             }
         })?;
         let gone = || io::Error::other("its thread ended at once");
         let unparker = started.recv().map_err(|_| gone())??;
-        let kept = status::Kept { cpu, ..Default::default() };
-        Ok(Self { name, mailbox, has_mail, unparker, thread: Some(thread), kept })
+        Ok(Self { name, cpu, mailbox, shared, unparker, thread: Some(thread) })
+    }
+
+    /// Its thread's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The CPU it is bound to.
+    pub fn cpu(&self) -> Option<usize> {
+        self.cpu
+    }
+
+    /// How it waits for work.
+    pub fn mode(&self) -> Mode {
+        self.shared.mode()
+    }
+
+    /// Has it wait for work in another way from now on.
+    pub fn set_mode(&self, mode: Mode) {
+        self.shared.mode.store(number_of(mode), Ordering::Release);
+        self.unparker.unpark();
+    }
+
+    /// What it did since it started; a moment old while it is busy.
+    pub fn load(&self) -> Load {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Load {
+            turns: get(&self.shared.turns),
+            busy_turns: get(&self.shared.busy_turns),
+            sleeps: get(&self.shared.sleeps),
+            slept: Duration::from_nanos(get(&self.shared.slept_ns)),
+            sleep_price: Duration::from_nanos(get(&self.shared.sleep_price_ns)),
+        }
     }
 
     /// Has the reactor run `command` between two turns.
     pub fn run(&self, command: impl FnOnce(&mut Core) + Send + 'static) {
         // A thread that panicked has ended the process, so there is always a receiver until `stop`.
         let _ = self.mailbox.send(Box::new(command));
-        self.has_mail.store(true, Ordering::Release);
+        self.shared.has_mail.store(true, Ordering::Release);
         self.unparker.unpark();
     }
 
     /// Gives the reactor a worker to poll.
     pub fn add_worker(&self, seed: WorkerSeed) {
         self.run(move |core| {
-            let worker = seed.start(&core.reactor);
-            core.workers.push(worker);
+            let worker = Box::new(seed.start(&core.reactor));
+            core.hot.push(Polled { worker, quiet: 0 });
         });
     }
 }
@@ -104,39 +178,160 @@ impl Drop for ReactorThread {
     }
 }
 
+const fn number_of(mode: Mode) -> u8 {
+    match mode {
+        Mode::Poll => 0,
+        Mode::Adaptive => 1,
+        Mode::Interrupt => 2,
+    }
+}
+
+impl Shared {
+    fn new(mode: Mode) -> Self {
+        Self {
+            has_mail: AtomicBool::new(false),
+            mode: AtomicU8::new(number_of(mode)),
+            turns: AtomicU64::new(0),
+            busy_turns: AtomicU64::new(0),
+            sleeps: AtomicU64::new(0),
+            slept_ns: AtomicU64::new(0),
+            sleep_price_ns: AtomicU64::new(0),
+        }
+    }
+
+    fn mode(&self) -> Mode {
+        match self.mode.load(Ordering::Relaxed) {
+            0 => Mode::Poll,
+            1 => Mode::Adaptive,
+            _ => Mode::Interrupt,
+        }
+    }
+
+    fn publish(&self, load: &Load) {
+        let set = |counter: &AtomicU64, value: u64| counter.store(value, Ordering::Relaxed);
+        set(&self.turns, load.turns);
+        set(&self.busy_turns, load.busy_turns);
+        set(&self.sleeps, load.sleeps);
+        set(&self.slept_ns, u64::try_from(load.slept.as_nanos()).unwrap_or(u64::MAX));
+        set(&self.sleep_price_ns, u64::try_from(load.sleep_price.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// CPU time of the calling thread.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 impl Core {
+    fn new(reactor: Reactor) -> Self {
+        Self {
+            reactor,
+            hot: Vec::new(),
+            cold: Vec::new(),
+            cold_at: 0,
+            credit: 0,
+            load: Load::default(),
+            stopping: false,
+        }
+    }
+
     /// The reactor, for commands that submit I/O.
     pub fn reactor(&self) -> &Reactor {
         &self.reactor
     }
 
-    fn run(mut self, commands: &Receiver<Command>, has_mail: &AtomicBool) {
+    fn run(mut self, commands: &Receiver<Command>, shared: &Shared) {
         let mut idle = Idle::default();
         while !self.stopping {
-            let mut worked = false;
-            for worker in &mut self.workers {
-                worked |= worker.poll();
-            }
+            let mut worked = self.poll_workers();
             worked |= self.reactor.turn() > 0;
             // A look into the mailbox costs a fence; most turns it is empty. (The one sender is the thread's owner,
             // who sends a last command before he goes.) Cleared first: what comes later sets it again.
+            let has_mail = &shared.has_mail;
             while has_mail.load(Ordering::Relaxed) && has_mail.swap(false, Ordering::AcqRel) {
                 while let Ok(command) = commands.try_recv() {
                     command(&mut self);
                     worked = true;
                 }
             }
+            self.load.turns += 1;
+            if self.load.turns.is_multiple_of(PUBLISH) {
+                shared.publish(&self.load);
+            }
             if worked {
+                self.load.busy_turns += 1;
                 idle.worked();
                 continue;
             }
-            let watched = self.workers.iter().any(watched);
-            match idle.wait(watched, Instant::now) {
+            let watched = || self.workers().any(|worker| worker.is_watched() || worker.needs_turns());
+            match idle.wait(shared.mode(), watched, Instant::now, cpu_time) {
                 Wait::Spin => std::hint::spin_loop(),
-                Wait::Sleep(time) => self.reactor.park(time),
-                Wait::UntilWoken => self.reactor.park(Duration::MAX),
+                Wait::Yield => std::thread::yield_now(),
+                Wait::Sleep(time) => self.sleep(time, idle.price(), shared),
+                Wait::UntilWoken if self.arm() => {}
+                Wait::UntilWoken => self.sleep(Duration::MAX, idle.price(), shared),
             }
         }
+    }
+
+    fn sleep(&mut self, time: Duration, price: Duration, shared: &Shared) {
+        self.load.sleep_price = price;
+        shared.publish(&self.load);
+        let before = Instant::now();
+        self.reactor.park(time);
+        self.load.sleeps += 1;
+        self.load.slept += before.elapsed();
+    }
+
+    fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.hot.iter().chain(&self.cold).map(|polled| &*polled.worker)
+    }
+
+    /// Nobody will look at the doorbells for a while. Whether a worker has something to do first.
+    fn arm(&mut self) -> bool {
+        // All of them, not up to the first.
+        self.hot.iter_mut().chain(&mut self.cold).fold(false, |news, polled| polled.worker.arm() | news)
+    }
+
+    /// Polls the busy workers, and some of the others: the more was done the more of them, all if nobody is busy.
+    fn poll_workers(&mut self) -> bool {
+        let (mut worked, mut work, mut at) = (false, 1, 0);
+        while let Some(polled) = self.hot.get_mut(at) {
+            let found = polled.worker.poll();
+            worked |= found;
+            work += polled.worker.work();
+            polled.quiet = if found || polled.worker.needs_turns() { 0 } else { polled.quiet + 1 };
+            // With nobody else there is nothing to gain.
+            if polled.quiet >= QUIET && self.hot.len() + self.cold.len() > 1 {
+                self.cold.push(self.hot.swap_remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        let mut left = if self.hot.is_empty() {
+            self.cold.len()
+        } else {
+            self.credit += work;
+            let due = self.credit / PRICE;
+            self.credit %= PRICE;
+            self.cold.len().min(due as usize)
+        };
+        while left > 0 {
+            left -= 1;
+            if self.cold_at >= self.cold.len() {
+                self.cold_at = 0;
+            }
+            let Some(polled) = self.cold.get_mut(self.cold_at) else { break };
+            if polled.worker.poll() || polled.worker.needs_turns() {
+                worked = true;
+                polled.quiet = 0;
+                self.hot.push(self.cold.swap_remove(self.cold_at));
+            } else {
+                self.cold_at += 1;
+            }
+        }
+        worked
     }
 }
 
@@ -156,7 +351,7 @@ mod tests {
 
     #[test]
     fn runs_commands_and_ends() {
-        let reactor = ReactorThread::start(0, None).expect("starts");
+        let reactor = ReactorThread::start(0, None, Mode::Adaptive).expect("starts");
         let (answer, answered) = channel();
         reactor.run(move |core| {
             let _ = core.reactor();
@@ -173,6 +368,6 @@ mod tests {
 
     #[test]
     fn a_cpu_that_is_not_there_is_an_error() {
-        assert!(ReactorThread::start(0, Some(100_000)).is_err());
+        assert!(ReactorThread::start(0, Some(100_000), Mode::Poll).is_err());
     }
 }

@@ -1,0 +1,271 @@
+//! One turn of a worker: polls what was woken, fetches and starts new commands, posts completions, signals.
+
+use nvme_spec::opcode::NvmOpcode;
+
+use super::Engine;
+use super::clock::{OTHER, TRANSFER, TurnClock};
+use crate::queue::InvalidDoorbell;
+use crate::shared::{DoorbellError, Message};
+use crate::slots::{Ended, Tag};
+use crate::worker::HOME;
+
+/// Commands taken from one queue at once.
+pub(super) const BATCH: u32 = 32;
+
+/// Commands and bytes started in one turn. Small, so that a neighbour on the same reactor who wants little waits little
+/// (256 KiB are some 20 us of copying), and large beside what a turn costs.
+const COMMANDS: u32 = 64;
+const BYTES: usize = 256 << 10;
+
+/// A run of completions is written when it is so long, or when its commands moved so much data: four entries share a
+/// cache line, which the guest looks at meanwhile.
+const RUN: usize = 16;
+const RUN_BYTES: usize = 16 << 10;
+/// Of fewer commands than that each completion is written at once: the guest goes on with it while the next is served.
+const LONG_BATCH: u32 = 8;
+
+/// Turns without a command after which a queue is looked at less often.
+const QUIET: u32 = 1024;
+
+/// What a turn may still start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Share {
+    pub(super) commands: u32,
+    pub(super) bytes: usize,
+    /// What it did: commands, and bytes in pages.
+    pub(super) work: u32,
+}
+
+impl Share {
+    fn new() -> Self {
+        Self { commands: COMMANDS, bytes: BYTES, work: 0 }
+    }
+
+    fn is_used_up(self) -> bool {
+        self.commands == 0 || self.bytes == 0
+    }
+
+    /// Data that is moved now.
+    pub(super) fn spend(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.work += (bytes >> 12) as u32;
+    }
+
+    fn end(&mut self) {
+        self.commands = 0;
+    }
+}
+
+impl Engine {
+    /// Polls woken commands, then fetches and starts new ones. Returns whether there was anything.
+    pub(crate) fn turn(&mut self, running: bool, bus_master: bool) -> bool {
+        self.set_bus_master(bus_master);
+        self.clock = TurnClock::default();
+        self.share = Share::new();
+        let mut busy = self.poll_woken();
+        if running && bus_master {
+            busy |= self.fetch_hot();
+            busy |= self.fetch_cold();
+        }
+        self.drain();
+        self.end_turn();
+        busy
+    }
+
+    /// How much the last turn did, in commands and pages.
+    pub(crate) fn work(&self) -> u32 {
+        self.share.work
+    }
+
+    /// Without bus mastering nothing is posted.
+    fn set_bus_master(&mut self, on: bool) {
+        if self.bus_master != on {
+            self.bus_master = on;
+            for cq in self.cqs.iter_mut().flatten() {
+                cq.set_held(!on, self.memory.table());
+            }
+            self.touch_all();
+        }
+    }
+
+    fn poll_woken(&mut self) -> bool {
+        if self.woken.is_empty() && !self.slots.any_woken() {
+            return false;
+        }
+        let mut woken = std::mem::take(&mut self.woken);
+        self.slots.take_woken(&mut woken);
+        let busy = !woken.is_empty();
+        // What the turn has no time for is first in the next.
+        let mut done = 0;
+        while let Some(slot) = woken.get(done).copied() {
+            let tag = self.slots.get(slot).tag;
+            let steps = if tag.read | tag.written != 0 { TRANSFER } else { OTHER };
+            self.share.work += 1;
+            self.poll_slot(slot);
+            done += 1;
+            if self.clock.is_over(steps) {
+                break;
+            }
+        }
+        woken.drain(..done);
+        self.woken = woken;
+        busy
+    }
+
+    pub(super) fn poll_slot(&mut self, slot: u32) {
+        let Some(ended) = self.slots.poll(slot) else { return };
+        let result = match ended {
+            Ended::Io(completed) => {
+                let (result, storage) = completed.into_parts();
+                self.slots.get(slot).storage = storage;
+                result
+            }
+            Ended::Many(result) => result,
+        };
+        self.finish(slot, result);
+    }
+
+    /// Goes round the busy queues, from where the last turn ended. A queue that has been quiet for long leaves them.
+    fn fetch_hot(&mut self) -> bool {
+        let mut busy = false;
+        let mut left = self.hot.len();
+        while left > 0 && !self.share.is_used_up() {
+            left -= 1;
+            if self.hot_at >= self.hot.len() {
+                self.hot_at = 0;
+            }
+            let qid = self.hot[self.hot_at];
+            let found = self.fetch(qid);
+            busy |= found;
+            let Some(sq) = &mut self.sqs[usize::from(qid)] else { continue };
+            sq.quiet = if found || sq.in_flight > 0 { 0 } else { sq.quiet + 1 };
+            // With nobody else there is nothing to gain.
+            if sq.quiet >= QUIET && self.hot.len() + self.cold.len() > 1 {
+                self.hot.remove(self.hot_at);
+                self.cold.push(qid);
+            } else {
+                self.hot_at += 1;
+            }
+        }
+        busy
+    }
+
+    /// Looks at some of the quiet queues: more of them the more was done since, all if nothing was.
+    fn fetch_cold(&mut self) -> bool {
+        let mut busy = false;
+        let mut left = match self.share.work {
+            0 if self.hot.is_empty() => self.cold.len(),
+            work => (2 + work as usize / 4).min(self.cold.len()),
+        };
+        while left > 0 && !self.share.is_used_up() {
+            left -= 1;
+            if self.cold_at >= self.cold.len() {
+                self.cold_at = 0;
+            }
+            let qid = self.cold[self.cold_at];
+            if self.fetch(qid) {
+                busy = true;
+                self.cold.swap_remove(self.cold_at);
+                self.hot.push(qid);
+                if let Some(sq) = &mut self.sqs[usize::from(qid)] {
+                    sq.quiet = 0;
+                }
+            } else {
+                self.cold_at += 1;
+            }
+        }
+        busy
+    }
+
+    /// Starts commands of one queue. Returns whether there was anything.
+    fn fetch(&mut self, qid: u16) -> bool {
+        let Some(sq) = &mut self.sqs[usize::from(qid)] else { return false };
+        if sq.deleting.is_some() || sq.leaving || !sq.ring.is_mapped() {
+            return false;
+        }
+        let waiting = match sq.poll_tail() {
+            Ok(0) => return false,
+            Ok(waiting) => waiting.min(BATCH).min(self.share.commands),
+            Err(InvalidDoorbell) => return self.invalid_doorbell(qid),
+        };
+        if self.memory.is_stale() {
+            return true; // next turn, with the table of now
+        }
+        let cqid = sq.cq;
+        let Some(cq) = &mut self.cqs[usize::from(cqid)] else { return false };
+        if !cq.can_post() {
+            return false;
+        }
+        let room = match cq.room(waiting) {
+            Ok(room) => waiting.min(room),
+            Err(InvalidDoorbell) => return self.invalid_doorbell(cqid),
+        };
+        sq.stuck = room == 0;
+        if room == 0 {
+            return false;
+        }
+        let batch = &mut self.batch[..room as usize];
+        if sq.copy(self.memory.table(), batch).is_err() {
+            sq.ring.unmap();
+            return false;
+        }
+        let mut started = false;
+        let mut run_from = self.share.bytes;
+        let run = if room < LONG_BATCH { 1 } else { RUN };
+        for at in 0..room as usize {
+            let (Some(sq), Some(cq)) = (&mut self.sqs[usize::from(qid)], &mut self.cqs[usize::from(cqid)])
+            else {
+                break;
+            };
+            if self.share.is_used_up() || !self.slots.has_room() {
+                break;
+            }
+            let Some(slot) = self.slots.take() else { break };
+            let command = self.batch[at];
+            sq.take();
+            sq.in_flight += 1;
+            cq.reserve();
+            self.slots.get(slot).tag = Tag { sq: qid, cid: command.cid(), ..Tag::default() };
+            self.start(slot, &command);
+            started = true;
+            self.share.commands -= 1;
+            self.share.work += 1;
+            let is_transfer = matches!(command.nvm_opcode(), NvmOpcode::READ | NvmOpcode::WRITE);
+            if self.clock.is_over(if is_transfer { TRANSFER } else { OTHER }) {
+                self.share.end();
+            }
+            if let Some(cq) = &mut self.cqs[usize::from(cqid)]
+                && cq.run_len() > 0
+                && (cq.run_len() >= run || run_from - self.share.bytes >= RUN_BYTES)
+            {
+                cq.flush(self.memory.table());
+                run_from = self.share.bytes;
+            }
+        }
+        // The last ones of the batch do not wait for other queues.
+        if let Some(cq) = &mut self.cqs[usize::from(cqid)] {
+            cq.flush(self.memory.table());
+        }
+        started
+    }
+
+    fn invalid_doorbell(&self, qid: u16) -> bool {
+        self.shared.send(HOME, Message::InvalidDoorbell(DoorbellError::Value { qid }));
+        true
+    }
+
+    /// Nobody will look at the doorbells for a while: asks the guest to ring, where it has to be asked. Whether there is
+    /// something to do first.
+    pub(crate) fn arm(&mut self) -> bool {
+        let mut news = false;
+        for sq in self.sqs.iter().flatten() {
+            news |= sq.arm();
+            if sq.stuck
+                && let Some(cq) = &self.cqs[usize::from(sq.cq)]
+            {
+                news |= cq.arm();
+            }
+        }
+        news
+    }
+}
