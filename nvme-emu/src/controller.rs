@@ -1,6 +1,7 @@
 //! [`Controller`]: one NVMe controller as a PCI function: the control side of it.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use vfio_user_server::{Bar, FunctionInfo, Host, MappableArea, PciFunction, Quies
 
 use crate::doorbells::Doorbells;
 use crate::latch::latch;
+use crate::limits::Limits;
 use crate::placement::{MoveError, MoveReply, QueuePlace};
 use crate::shared::{DoorbellError, Message, Shared};
 use crate::worker::HOME;
@@ -43,8 +45,10 @@ pub struct ControllerConfig {
     /// Offer shadow doorbells (Doorbell Buffer Config), with at most 31 I/O queue pairs. Of use where the VMM
     /// does not map the doorbells.
     pub shadow_doorbells: bool,
-    /// Keep the doorbells from being mapped: a store arrives as a message, which wakes the reactor.
+    /// Do not let the VMM map the doorbells: each store into one comes as a message, and wakes who polls.
     pub trapped_doorbells: bool,
+    /// For the sum over all namespaces and queues.
+    pub limits: Limits,
     /// Reactors that its queues are spread over, at least 1.
     pub workers: usize,
 }
@@ -59,6 +63,7 @@ impl Default for ControllerConfig {
             msi: false,
             shadow_doorbells: false,
             trapped_doorbells: false,
+            limits: Limits::default(),
             workers: 1,
         }
     }
@@ -93,6 +98,21 @@ fn serial_number(nqn: &str, cntlid: u16) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
     let hash = nqn.bytes().fold(0xCBF2_9CE4_8422_2325, step);
     hash & !0xFFFF | u64::from(cntlid)
+}
+
+/// What a controller has done since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Read commands that succeeded.
+    pub reads: u64,
+    /// Write commands that succeeded.
+    pub writes: u64,
+    /// Bytes that these read.
+    pub bytes_read: u64,
+    /// Bytes that these wrote.
+    pub bytes_written: u64,
+    /// Commands that failed for the media: unrecovered reads and write faults.
+    pub media_errors: u64,
 }
 
 /// One NVMe controller.
@@ -140,6 +160,20 @@ impl Controller {
         &self.shared.host
     }
 
+    /// What it has done so far.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.ports.iter().fold(Statistics::default(), |sum, port| {
+            let counters = &port.counters;
+            Statistics {
+                reads: sum.reads.wrapping_add(counters.reads.load(Ordering::Relaxed)),
+                writes: sum.writes.wrapping_add(counters.writes.load(Ordering::Relaxed)),
+                bytes_read: sum.bytes_read.wrapping_add(counters.bytes_read.load(Ordering::Relaxed)),
+                bytes_written: sum.bytes_written.wrapping_add(counters.bytes_written.load(Ordering::Relaxed)),
+                media_errors: sum.media_errors.wrapping_add(counters.media_errors.load(Ordering::Relaxed)),
+            }
+        })
+    }
+
     /// The I/O queues there are.
     pub fn queues(&self) -> Vec<QueuePlace> {
         self.shared.places().clone()
@@ -165,6 +199,27 @@ impl Controller {
     /// Whether the client may map the doorbells: a store into them wakes nobody then.
     pub fn has_mapped_doorbells(&self) -> bool {
         !self.shared.config.trapped_doorbells
+    }
+
+    /// Whether the guest has it enabled.
+    pub fn is_enabled(&self) -> bool {
+        self.shared.is_running()
+    }
+
+    /// The subsystem that it belongs to.
+    pub fn subsystem(&self) -> &Arc<Subsystem> {
+        &self.shared.subsystem
+    }
+
+    /// The limits of this controller.
+    pub fn limits(&self) -> Limits {
+        self.shared.limiter.limits()
+    }
+
+    /// Changes the limits of this controller, at once.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.limiter.set(limits);
+        self.shared.send_all(|| Message::LimitsChanged);
     }
 
     fn write_doorbells(&self, offset: u64, data: &[u8]) {
@@ -211,7 +266,7 @@ impl PciFunction for Controller {
     }
 
     fn mappable(&self, bar: u8) -> Option<MappableArea> {
-        (bar == 0 && !self.shared.config.trapped_doorbells).then(|| {
+        (bar == 0 && self.has_mapped_doorbells()).then(|| {
             let doorbells = self.shared.doorbells();
             MappableArea { offset: DOORBELLS, size: doorbells.size(), memory: doorbells.memory().clone() }
         })

@@ -7,6 +7,7 @@ mod drain;
 mod interrupts;
 mod queues;
 mod start;
+mod throttle;
 mod turn;
 
 use std::sync::Arc;

@@ -11,6 +11,7 @@
 //! update, zoned namespaces, controller memory buffers.
 
 pub mod controller;
+pub mod limits;
 pub mod subsystem;
 pub mod worker;
 
@@ -30,7 +31,8 @@ mod slots;
 mod status;
 mod transfer;
 
-pub use controller::{Controller, ControllerConfig};
+pub use controller::{Controller, ControllerConfig, Statistics};
+pub use limits::{Limiter, Limits};
 pub use placement::{MoveError, QueuePlace};
 pub use subsystem::{NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
 pub use worker::{Worker, WorkerSeed};

@@ -13,6 +13,7 @@ use crate::doorbells::Doorbells;
 use crate::engine::{Arrival, CoalescingTable};
 use crate::error_log::ErrorLog;
 use crate::latch::Token;
+use crate::limits::Limiter;
 use crate::placement::{MoveReply, QueuePlace};
 use crate::registers::Registers;
 use crate::transfer::TransferError;
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     intx: AtomicUsize,
     /// See [`Self::lower_intx`].
     intx_lowered: AtomicBool,
+    /// For the sum over its namespaces and queues.
+    pub(crate) limiter: Arc<Limiter>,
 }
 
 /// A worker's mailbox and counters.
@@ -87,6 +90,8 @@ pub(crate) enum Message {
     Retire { deadline: Instant, done: Token },
     /// A namespace came, went or changed.
     NamespaceChanged(u32),
+    /// Limits of the controller, or of a namespace, changed.
+    LimitsChanged,
     /// A doorbell store by message that no doorbell exists for, or with a value out of range.
     InvalidDoorbell(DoorbellError),
     /// From home: make a completion queue.
@@ -151,6 +156,7 @@ impl Shared {
             told_not_shared: AtomicBool::new(false),
             intx: AtomicUsize::new(0),
             intx_lowered: AtomicBool::new(false),
+            limiter: Arc::new(Limiter::new(config.limits.clone())),
             config,
         }
     }

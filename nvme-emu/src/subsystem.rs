@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use block::Device;
 use nvme_spec::status::Status;
 
+use crate::limits::{Limiter, Limits};
 use crate::shared::{Message, Shared};
 
 /// The largest namespace identifier: NN of Identify Controller, and MNAN.
@@ -42,6 +43,8 @@ pub struct NamespaceConfig {
     pub uuid: [u8; 16],
     /// Refuse writes.
     pub read_only: bool,
+    /// For the sum over all controllers.
+    pub limits: Limits,
 }
 
 /// Why a subsystem or namespace cannot be made.
@@ -68,6 +71,7 @@ pub(crate) struct Namespace {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) uuid: [u8; 16],
     pub(crate) read_only: bool,
+    pub(crate) limiter: Arc<Limiter>,
 }
 
 impl Subsystem {
@@ -86,6 +90,11 @@ impl Subsystem {
         text("serial number", &config.serial, 20)?;
         text("model number", &config.model, 40)?;
         Ok(Arc::new(Self { config, state: Mutex::default() }))
+    }
+
+    /// Its NVMe Qualified Name.
+    pub fn nqn(&self) -> &str {
+        &self.config.nqn
     }
 
     /// Adds a namespace, attached to every controller; controllers tell their hosts by an asynchronous
@@ -116,8 +125,9 @@ impl Subsystem {
                     || SubsystemError(format!("all {MAX_NAMESPACES} namespace identifiers are taken")),
                 )?,
             };
-        let NamespaceConfig { nsid: _, device, uuid, read_only } = config;
-        state.namespaces.insert(nsid, Arc::new(Namespace { nsid, device, uuid, read_only }));
+        let NamespaceConfig { nsid: _, device, uuid, read_only, limits } = config;
+        let limiter = Arc::new(Limiter::new(limits));
+        state.namespaces.insert(nsid, Arc::new(Namespace { nsid, device, uuid, read_only, limiter }));
         announce(&state, nsid);
         Ok(nsid)
     }
@@ -135,6 +145,27 @@ impl Subsystem {
     /// Tells the controllers that a namespace's device changed its size.
     pub fn namespace_changed(&self, nsid: u32) {
         announce(&self.state(), nsid);
+    }
+
+    /// Changes the limits of a namespace, at once and for all controllers.
+    pub fn set_limits(&self, nsid: u32, limits: Limits) -> Result<(), SubsystemError> {
+        let state = self.state();
+        let namespace = state.namespace(nsid)?;
+        namespace.limiter.set(limits);
+        for controller in state.controllers.iter().filter_map(Weak::upgrade) {
+            controller.send_all(|| Message::LimitsChanged);
+        }
+        Ok(())
+    }
+
+    /// The limits of a namespace.
+    pub fn limits(&self, nsid: u32) -> Result<Limits, SubsystemError> {
+        Ok(self.state().namespace(nsid)?.limiter.limits())
+    }
+
+    /// The identifiers of its namespaces, in order.
+    pub fn nsids(&self) -> Vec<u32> {
+        self.state().namespaces.keys().copied().collect()
     }
 
     pub(crate) fn namespace(&self, nsid: u32) -> Option<Arc<Namespace>> {
@@ -164,6 +195,13 @@ impl Subsystem {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    fn namespace(&self, nsid: u32) -> Result<&Arc<Namespace>, SubsystemError> {
+        let missing = || SubsystemError(format!("there is no namespace {nsid}"));
+        self.namespaces.get(&nsid).ok_or_else(missing)
     }
 }
 

@@ -140,6 +140,7 @@ impl Worker {
                         home.namespace_changed(nsid);
                     }
                 }
+                Message::LimitsChanged => engine.limits_changed(),
                 Message::InvalidDoorbell(error) => {
                     if let Some(home) = &mut self.home {
                         home.invalid_doorbell(engine, error);

@@ -1,5 +1,7 @@
 //! The command line: what it accepts, and what its help says.
 
+pub mod control;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -7,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::check::Machine;
 use crate::config::diagnostic::{At, Sink, Spot};
 use crate::config::model::{
-    Config, ControllerConfig, DeviceConfig, NamespaceConfig, Socket, SubsystemConfig, SubsystemRef,
+    Config, ControllerConfig, DeviceConfig, Doorbells, NamespaceConfig, Socket, SubsystemConfig, SubsystemRef,
 };
 use crate::config::{self, Checked, Report, defaults, parse};
 use crate::{logging, spec};
@@ -28,10 +30,12 @@ Examples:
   Find every mistake in a configuration, then serve it:
     quarry check /etc/quarry/quarry.toml
     quarry serve /etc/quarry/quarry.toml
+  See what a running server does, if it has a control socket:
+    quarry control status
 
 Exit status:
   0  ended as asked, everything flushed
-  1  could not start, or failed
+  1  could not start, or failed; `control`: could not be done
   2  the command line is wrong
   3  the configuration has mistakes
   101  a thread panicked (also 134 if the process aborted)
@@ -84,6 +88,9 @@ pub enum Command {
         #[arg(value_name = "CONFIG")]
         config: PathBuf,
     },
+    /// Look at a running server and change it: modes, queues, limits
+    #[command(after_help = control::EXAMPLES)]
+    Control(control::Control),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -168,6 +175,7 @@ impl Serve {
                 nsid: None,
                 uuid: disk.uuid,
                 read_only: disk.read_only,
+                limits: Default::default(),
             });
         }
         let socket = match (&self.socket, self.fd) {
@@ -206,9 +214,11 @@ impl Serve {
             queue_entries: defaults::QUEUE_ENTRIES,
             max_transfer: defaults::MAX_TRANSFER,
             intx: false,
+            doorbells: At::new(Doorbells::Mapped, Spot::default()),
             shadow_doorbells: false,
             msi: false,
             reactors: Vec::new(),
+            limits: Default::default(),
         };
         config.controllers.insert(CONTROLLER.to_owned(), controller);
         Some(config).filter(|_| good)
@@ -229,7 +239,7 @@ mod tests {
     /// Wrapped lines could not be pasted.
     #[test]
     fn examples_fit_a_terminal() {
-        for line in EXAMPLES.lines().chain(SERVE_EXAMPLES.lines()) {
+        for line in EXAMPLES.lines().chain(SERVE_EXAMPLES.lines()).chain(control::texts()) {
             assert!(line.chars().count() <= 80, "{line}");
         }
     }

@@ -54,13 +54,18 @@ impl Endpoint {
         let (listener, address) = match (&config.socket, inherited) {
             (Socket::Path(path), _) => {
                 let listener = Listener::bind(&path.value, config.socket_mode)
-                    .map_err(|error| StartError::new(&spot, explain(&path.value, &error)))?;
+                    .map_err(|error| StartError::new(&spot, cannot_listen(&path.value, &error)))?;
                 (listener, Address::Path(path.value.clone()))
             }
             (Socket::Fd(fd), Some(listener)) => (listener, Address::Fd(fd.value)),
             (Socket::Fd(fd), None) => (claim(fd)?, Address::Fd(fd.value)),
         };
         Ok(Self { name: name.to_owned(), address, spot, listener, function })
+    }
+
+    /// The controller.
+    pub fn function(&self) -> &Arc<Controller> {
+        &self.function
     }
 
     /// Where the client connects.
@@ -94,8 +99,8 @@ pub fn socket_name(socket: &Socket, inherited: Option<&Listener>) -> Result<Vec<
     }
 }
 
-/// What to do about a socket that cannot be made.
-fn explain(path: &Path, error: &io::Error) -> String {
+/// That a socket cannot be made, and what to do about it.
+pub(crate) fn cannot_listen(path: &Path, error: &io::Error) -> String {
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => "; stop that server, or choose another path",
         io::ErrorKind::PermissionDenied => "; give this user write access to its directory",

@@ -6,6 +6,7 @@
 pub mod affinity;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod devices;
 pub mod endpoint;
 pub mod exit;

@@ -21,6 +21,13 @@ fn main() -> ExitCode {
             print_all(&script)
         }
         Command::Check { config } => check(config),
+        Command::Control(arguments) => match arguments.run() {
+            Ok(text) => print_all(text.as_bytes()),
+            Err(error) => {
+                complain(format_args!("error: {error}"));
+                exit::FAILED
+            }
+        },
         Command::Serve(arguments) => serve(&cli, arguments),
     };
     logging::flush();

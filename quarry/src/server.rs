@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use block::Device;
 use nvme_emu::{Controller, NamespaceConfig, Subsystem};
 
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
-use crate::config::model::{ControllerConfig, Socket, SubsystemConfig, SubsystemRef, Threads};
+use crate::config::model::{ControllerConfig, Doorbells, Socket, SubsystemConfig, SubsystemRef, Threads};
+use crate::control::{self, Control, Controlled};
 use crate::devices::{self, Devices};
 use crate::endpoint::Endpoint;
 use crate::reactor::ReactorThread;
@@ -49,13 +50,16 @@ impl std::error::Error for StartError {}
 /// A server whose sockets are listening.
 pub struct Server {
     endpoints: Vec<Endpoint>,
-    reactors: Vec<ReactorThread>,
+    reactors: Arc<Vec<ReactorThread>>,
     devices: Devices,
+    control: Arc<Control>,
+    control_socket: Option<control::serve::Endpoint>,
 }
 
 /// A subsystem and the names of its namespaces, for the log.
 struct Built {
     subsystem: Arc<Subsystem>,
+    devices: BTreeMap<u32, String>,
     shown: String,
 }
 
@@ -78,7 +82,7 @@ impl Server {
         }
         let socket_of = |name: &str| sockets.get(name).map_or(&[][..], Vec::as_slice);
         let devices = devices::open(config)?;
-        let reactors = start_reactors(config)?;
+        let reactors = Arc::new(start_reactors(config)?);
 
         let mut shared: BTreeMap<&str, Built> = BTreeMap::new();
         for (name, subsystem) in &config.subsystems {
@@ -86,6 +90,7 @@ impl Server {
             shared.insert(name, build_subsystem(name, subsystem, &sockets, config, &devices)?);
         }
         let mut endpoints = Vec::new();
+        let mut controlled = Vec::new();
         for (index, (name, controller)) in config.controllers.iter().enumerate() {
             let own;
             let built = match &controller.subsystem {
@@ -97,7 +102,8 @@ impl Server {
                     &own
                 }
             };
-            let function = build_controller(index, controller, &built.subsystem, &reactors)?;
+            let chosen = controller.spread(index, reactors.len());
+            let function = build_controller(controller, &built.subsystem, &chosen, &reactors)?;
             let endpoint = Endpoint::listen(name, controller, function, inherited.remove(name))?;
             tracing::info!(
                 controller = name,
@@ -105,9 +111,31 @@ impl Server {
                 namespaces = built.shown,
                 "listening"
             );
+            controlled.push(Controlled {
+                name: name.clone(),
+                socket: endpoint.address().to_string(),
+                subsystem: match &controller.subsystem {
+                    SubsystemRef::Shared(reference) => Some(reference.value.clone()),
+                    SubsystemRef::Own(_) => None,
+                },
+                function: endpoint.function().clone(),
+                workers: chosen,
+                devices: built.devices.clone(),
+            });
             endpoints.push(endpoint);
         }
-        Ok(Self { endpoints, reactors, devices })
+        let control_socket = config.control.as_ref().map(control::serve::Endpoint::listen).transpose()?;
+        let control = Arc::new(Control {
+            reactors: reactors.clone(),
+            controllers: controlled,
+            started: Instant::now(),
+        });
+        Ok(Self { endpoints, reactors, devices, control, control_socket })
+    }
+
+    /// What can be looked at and changed while it runs. To be let go of before the server ends: it holds the reactors.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
     }
 
     /// How many controllers there are.
@@ -117,13 +145,15 @@ impl Server {
 
     /// Serves until `shutdown` resolves; then lets go of clients, flushes every device and removes the sockets.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { endpoints, reactors, devices } = self;
+        let Self { endpoints, reactors, devices, control, control_socket } = self;
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let mut tasks = tokio::task::JoinSet::new();
         for endpoint in endpoints {
             tasks.spawn(endpoint.serve(stopping.clone()));
         }
-        drop(stopping);
+        let controlling =
+            control_socket.map(|socket| tokio::spawn(socket.serve(control.clone(), stopping.clone())));
+        drop((control, stopping));
 
         let mut failed = 0;
         let mut ended = |result: Result<Result<(), StartError>, tokio::task::JoinError>| match result {
@@ -152,6 +182,11 @@ impl Server {
         }
 
         let _ = stop.send(true);
+        if let Some(controlling) = controlling
+            && let Err(error) = controlling.await
+        {
+            tracing::error!(%error, "the control socket's task panicked");
+        }
         let drained = async {
             while let Some(result) = tasks.join_next().await {
                 ended(result);
@@ -232,7 +267,6 @@ impl Drop for Running {
 }
 
 fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
-    let mode = config.reactors.mode;
     let allowed = affinity::allowed_cpus();
     let cpus = match &config.reactors.threads {
         Threads::Default => affinity::placement(1, &allowed),
@@ -241,7 +275,7 @@ fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
     };
     let mut reactors = Vec::new();
     for (number, cpu) in cpus.into_iter().enumerate() {
-        let started = ReactorThread::start(number, cpu, mode).map_err(|error| {
+        let started = ReactorThread::start(number, cpu, config.reactors.mode(number)).map_err(|error| {
             StartError::new(&Spot::named("reactors"), explain_reactor(number, cpu, &error))
         })?;
         tracing::debug!(reactor = number, cpu = cpu.map(tracing::field::display), "started");
@@ -271,7 +305,7 @@ fn build_subsystem(
         model: identity.model,
     })
     .map_err(|error| StartError::new(&config.spot, error))?;
-    let mut shown = Vec::new();
+    let (mut shown, mut named) = (Vec::new(), BTreeMap::new());
     // Chosen identifiers first, so that none is given away as the lowest free one.
     let mut in_order: Vec<_> = config.namespaces.iter().collect();
     in_order.sort_by_key(|namespace| namespace.nsid.is_none());
@@ -291,9 +325,11 @@ fn build_subsystem(
                 device: Arc::<dyn Device>::clone(device),
                 uuid: uuid.into_bytes(),
                 read_only: namespace.read_only,
+                limits: namespace.limits.clone(),
             })
             .map_err(|error| StartError::new(&namespace.spot, error))?;
         let access = if namespace.read_only { ", read-only" } else { "" };
+        named.insert(nsid, device_name.clone());
         shown.push((
             nsid,
             format!("{nsid}={device_name} ({}, {} B blocks{access})", Size(info.size()), info.block_size),
@@ -301,22 +337,16 @@ fn build_subsystem(
     }
     shown.sort();
     let shown: Vec<String> = shown.into_iter().map(|(_, text)| text).collect();
-    Ok(Built { subsystem, shown: shown.join(" ") })
+    Ok(Built { subsystem, devices: named, shown: shown.join(" ") })
 }
 
-/// A controller, its workers on their reactors: those of the configuration, or all of them with another home for
-/// each controller.
+/// A controller, its workers on the chosen reactors.
 fn build_controller(
-    index: usize,
     config: &ControllerConfig,
     subsystem: &Arc<Subsystem>,
+    chosen: &[usize],
     reactors: &[ReactorThread],
 ) -> Result<Arc<Controller>, StartError> {
-    let chosen: Vec<usize> = if config.reactors.is_empty() {
-        (0..reactors.len()).map(|n| (n + index) % reactors.len()).collect()
-    } else {
-        config.reactors.iter().map(|reactor| reactor.value).collect()
-    };
     let (controller, seeds) = Controller::new(
         subsystem.clone(),
         nvme_emu::ControllerConfig {
@@ -325,15 +355,16 @@ fn build_controller(
             max_transfer: config.max_transfer,
             intx: config.intx,
             shadow_doorbells: config.shadow_doorbells,
+            trapped_doorbells: config.doorbells.value == Doorbells::Trapped,
+            limits: config.limits.clone(),
             msi: config.msi,
-            trapped_doorbells: false,
             workers: chosen.len(),
         },
     )
     .map_err(|error| StartError::new(&config.spot, error))?;
-    for (reactor, seed) in chosen.into_iter().zip(seeds) {
+    for (reactor, seed) in chosen.iter().zip(seeds) {
         let reactor = reactors
-            .get(reactor)
+            .get(*reactor)
             .ok_or_else(|| StartError::new(&config.spot, format!("there is no reactor {reactor}")))?;
         reactor.add_worker(seed);
     }

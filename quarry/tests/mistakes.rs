@@ -99,7 +99,7 @@ fn warnings_do_not_prevent_serving() {
 proptest::proptest! {
     #[test]
     fn no_text_panics(lines in proptest::collection::vec(
-        "(\\[(devices|controllers|subsystems|reactors)(\\.[ab])?\\]|(type|size|on|socket|fd|namespaces|device|count|cpus|rules|uuid|nsid|mode) = (\"(memory|file|fault|a|b|1G)\"|-?[0-9]{1,20}|\\[(0|\"a\"|\\{ device = \"a\" \\})?\\]|true|\\{\\})|.{0,20})",
+        "(\\[(devices|controllers|subsystems|reactors|control)(\\.[ab](\\.limits)?)?\\]|(type|size|on|socket|fd|namespaces|device|count|cpus|rules|uuid|nsid|mode|limits|iops|bandwidth|burst_ms|doorbells) = (\"(memory|file|fault|a|b|1G|poll|trapped)\"|-?[0-9]{1,20}|\\[(0|\"a\"|\\{ device = \"a\" \\})?\\]|true|\\{\\})|.{0,20})",
         0..12,
     )) {
         let _ = load("quarry.toml", &lines.join("\n"), &machine()).map_err(|report| report.to_string());

@@ -15,6 +15,7 @@ pub struct Host {
     /// Interrupts towards the guest.
     pub interrupts: Interrupts,
     bus_master: AtomicBool,
+    has_client: AtomicBool,
     /// For descriptors that the client sent and that are of no use.
     pub(crate) closer: Closer,
     /// For what is wrong with clients. Here, because connections are as many as a peer likes.
@@ -32,6 +33,7 @@ impl Host {
             dma,
             interrupts,
             bus_master: AtomicBool::new(false),
+            has_client: AtomicBool::new(false),
             closer: Closer::default(),
             complaints: RateLimit::new(),
             visits: RateLimit::new(),
@@ -43,6 +45,15 @@ impl Host {
         let mut host = Self::new(vectors);
         host.interrupts = Interrupts::with_msi(vectors, host.dma.breakage().clone());
         host
+    }
+
+    /// Whether a client is connected.
+    pub fn has_client(&self) -> bool {
+        self.has_client.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_has_client(&self, is_there: bool) {
+        self.has_client.store(is_there, Ordering::Relaxed);
     }
 
     /// Whether the function may reach guest memory and raise interrupts (PCI Command register, bit 2, and

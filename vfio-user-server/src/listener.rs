@@ -1,7 +1,7 @@
 //! [`Listener`]: where clients come from: a path, or a descriptor from whoever started this process.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -105,6 +105,13 @@ impl Listener {
 
     pub(crate) fn handle(&self) -> Arc<OwnedFd> {
         self.fd.clone()
+    }
+}
+
+/// For those who accept clients themselves. Non-blocking.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

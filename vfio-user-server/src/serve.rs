@@ -77,6 +77,7 @@ pub async fn serve(
         if let Some(suppressed) = host.visits.check() {
             tracing::info!(suppressed, "client connected");
         }
+        host.set_has_client(true);
         let current = socket.handle();
         let mut running = pin!(converse(socket, &host, &function));
         let mut pause = None;
@@ -92,6 +93,7 @@ pub async fn serve(
                 },
             }
         };
+        host.set_has_client(false);
         let deadline = Instant::now() + DETACH;
         let mut detached = function.detach(deadline);
         let mut look = deadline + GRACE;

@@ -6,5 +6,6 @@ mod in_flight;
 mod interrupts;
 mod intx;
 mod moves;
+mod operation;
 mod rig;
 mod rules;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block::{Device, Reactor};
-use nvme_emu::{Controller, ControllerConfig, NamespaceConfig, Subsystem, SubsystemConfig, Worker};
+use nvme_emu::{Controller, ControllerConfig, Limits, NamespaceConfig, Subsystem, SubsystemConfig, Worker};
 use nvme_spec::command::{Command, Completion, DataPointer};
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
 use nvme_spec::registers::{ACQ, AQA, ASQ, CC, CSTS, Csts, doorbell_offset};
@@ -63,7 +63,13 @@ impl Rig {
         })
         .unwrap();
         for device in devices {
-            let config = NamespaceConfig { nsid: None, device, uuid: [7; 16], read_only: false };
+            let config = NamespaceConfig {
+                nsid: None,
+                device,
+                uuid: [7; 16],
+                read_only: false,
+                limits: Limits::default(),
+            };
             subsystem.add_namespace(config).unwrap();
         }
         let (controller, seeds) = Controller::new(subsystem.clone(), config).unwrap();

@@ -1,17 +1,23 @@
-//! What a configuration's values mean together: references, cycles, sharing, identity, reactors.
+//! What a configuration's values mean together: references, cycles, sharing, identity, sockets.
 //!
-//! What depends on the machine (files, directories) is [`super::check_machine`]'s.
+//! Threads are [`super::check_reactors`]'s; what depends on the machine (files, directories) is
+//! [`super::check_machine`]'s.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 
-use super::check_machine;
 use super::diagnostic::{At, Sink, Spot};
-use super::model::{Config, DeviceKind, Socket, SubsystemConfig, SubsystemRef, Threads};
+use super::model::{Config, Control, DeviceKind, Socket, SubsystemConfig, SubsystemRef};
 use super::parse::names;
+use super::{check_machine, check_reactors};
 use crate::suggest;
 
 /// The longest path that fits a `sockaddr_un`.
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// What to do about a control socket that is somebody else's.
+pub(super) const OWN_PATH: &str =
+    "give the control socket a path of its own, for example /run/quarry/control.sock";
 
 /// What the checks need to know of the machine.
 #[derive(Clone, Debug)]
@@ -29,7 +35,7 @@ impl Machine {
 
 /// Looks for every mistake in `config`.
 pub fn check(config: &Config, machine: &Machine, sink: &Sink) {
-    reactors(config, machine, sink);
+    check_reactors::check(config, machine, sink);
     devices(config, sink);
     for (_, subsystem) in all_subsystems(config) {
         identity(subsystem, sink);
@@ -77,72 +83,6 @@ fn resolve<'k>(
     };
     sink.error(&reference.spot, format!("there is no {what} `{}`", reference.value), help);
     false
-}
-
-fn reactors(config: &Config, machine: &Machine, sink: &Sink) {
-    let allowed = || machine.cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let number = match &config.reactors.threads {
-        Threads::Default => 1,
-        Threads::Count(count) => {
-            if count.value > machine.cpus.len() {
-                sink.error(
-                    &count.spot,
-                    format!("{} reactors, but this process may use {} CPUs", count.value, machine.cpus.len()),
-                    format!(
-                        "use {} at most: reactors that share a CPU only delay each other",
-                        machine.cpus.len()
-                    ),
-                );
-            }
-            count.value
-        }
-        Threads::Cpus(cpus) => {
-            let mut seen = BTreeSet::new();
-            for cpu in cpus {
-                if !machine.cpus.contains(&cpu.value) {
-                    sink.error(
-                        &cpu.spot,
-                        format!("this process cannot use CPU {}", cpu.value),
-                        format!("choose from: {} (see taskset, cgroup cpusets, CPUAffinity=)", allowed()),
-                    );
-                } else if !seen.insert(cpu.value) {
-                    sink.error(
-                        &cpu.spot,
-                        format!("CPU {} has two reactors", cpu.value),
-                        "name each CPU once: reactors that share a CPU only delay each other",
-                    );
-                }
-            }
-            cpus.len()
-        }
-    };
-    for controller in config.controllers.values() {
-        let spread = if controller.reactors.is_empty() { number } else { controller.reactors.len() };
-        if controller.intx && spread > 1 {
-            sink.error(
-                &controller.spot,
-                format!("the INTx pin cannot be shared by {spread} reactors"),
-                "give the controller one: reactors = [0], or remove `intx`",
-            );
-        }
-        let mut seen = BTreeSet::new();
-        for reactor in &controller.reactors {
-            if reactor.value >= number {
-                let range = if number == 1 { "0".to_owned() } else { format!("from 0 to {}", number - 1) };
-                sink.error(
-                    &reactor.spot,
-                    format!("there is no reactor {}", reactor.value),
-                    format!("reactors count {range}; more come with `count` or `cpus` in [reactors]"),
-                );
-            } else if !seen.insert(reactor.value) {
-                sink.error(
-                    &reactor.spot,
-                    format!("reactor {} is named twice", reactor.value),
-                    "remove one of them",
-                );
-            }
-        }
-    }
 }
 
 fn devices(config: &Config, sink: &Sink) {
@@ -316,17 +256,8 @@ fn controllers(config: &Config, sink: &Sink) {
         let spot = controller.socket.spot();
         let key = match &controller.socket {
             Socket::Path(path) => {
-                let length = path.value.as_os_str().len();
-                if length > MAX_SOCKET_PATH {
-                    sink.error(
-                        spot,
-                        format!(
-                            "the socket's path has {length} bytes; {MAX_SOCKET_PATH} is the kernel's limit"
-                        ),
-                        "use a shorter path, for example below /run",
-                    );
-                }
-                format!("the socket {}", path.value.display())
+                path_length(path, sink);
+                socket_key(path)
             }
             Socket::Fd(fd) => {
                 if fd.value < 3 {
@@ -348,6 +279,28 @@ fn controllers(config: &Config, sink: &Sink) {
         } else {
             sockets.insert(key, spot);
         }
+    }
+    if let Some(Control { socket, socket_mode: _ }) = &config.control {
+        path_length(socket, sink);
+        let key = socket_key(socket);
+        if let Some(first) = sockets.get(&key) {
+            sink.error(&socket.spot, format!("{key} already belongs to {}", first.key), OWN_PATH);
+        }
+    }
+}
+
+fn socket_key(path: &At<PathBuf>) -> String {
+    format!("the socket {}", path.value.display())
+}
+
+fn path_length(path: &At<PathBuf>, sink: &Sink) {
+    let length = path.value.as_os_str().len();
+    if length > MAX_SOCKET_PATH {
+        sink.error(
+            &path.spot,
+            format!("the socket's path has {length} bytes; {MAX_SOCKET_PATH} is the kernel's limit"),
+            "use a shorter path, for example below /run",
+        );
     }
 }
 

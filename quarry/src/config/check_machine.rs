@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD};
 
-use super::check::check_size;
+use super::check::{OWN_PATH, check_size};
 use super::diagnostic::{At, Sink, Spot};
-use super::model::{Config, DeviceKind, FileDevice, Socket, SubsystemConfig, SubsystemRef};
+use super::model::{Config, Control, DeviceKind, FileDevice, Socket, SubsystemConfig, SubsystemRef};
 use crate::size::Size;
 
 /// Looks at every path of `config`.
@@ -56,6 +56,15 @@ pub(super) fn check(config: &Config, sink: &Sink) {
                 format!("{} is the same socket as {}", path.display(), first.key),
                 "give each controller a socket of its own: a socket serves one client at a time",
             );
+        }
+        socket(path, spot, sink);
+    }
+    if let Some(Control { socket: At { value: path, spot }, socket_mode: _ }) = &config.control {
+        if let Some((other, first)) = sockets.get(&place(path))
+            && other != path
+        {
+            let message = format!("{} is the same socket as {}", path.display(), first.key);
+            sink.error(spot, message, OWN_PATH);
         }
         socket(path, spot, sink);
     }

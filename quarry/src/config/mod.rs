@@ -2,11 +2,13 @@
 
 pub mod check;
 mod check_machine;
+mod check_reactors;
 pub mod defaults;
 pub mod diagnostic;
 pub mod model;
 pub mod parse;
 mod parse_device;
+pub(crate) mod parse_limits;
 pub mod reader;
 
 use std::path::Path;

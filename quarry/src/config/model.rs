@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use block::fault::{Action, Ops};
+use nvme_emu::Limits;
 
 use super::diagnostic::{At, Spot};
 
@@ -16,6 +17,8 @@ use super::diagnostic::{At, Spot};
 pub struct Config {
     /// The threads of the data path.
     pub reactors: Reactors,
+    /// The socket for those who operate the server; none if missing.
+    pub control: Option<Control>,
     /// Block devices by name.
     pub devices: BTreeMap<String, DeviceConfig>,
     /// NVM subsystems by name.
@@ -33,7 +36,26 @@ pub struct Reactors {
     /// How many, and where they run.
     pub threads: Threads,
     /// How they wait for work.
-    pub mode: Mode,
+    pub modes: Modes,
+}
+
+impl Reactors {
+    /// How many there are.
+    pub fn number(&self) -> usize {
+        match &self.threads {
+            Threads::Default => 1,
+            Threads::Count(count) => count.value,
+            Threads::Cpus(cpus) => cpus.len(),
+        }
+    }
+
+    /// How reactor `number` waits.
+    pub fn mode(&self, number: usize) -> Mode {
+        match &self.modes {
+            Modes::All(mode) => *mode,
+            Modes::Each(modes) => modes.value.get(number).copied().unwrap_or_default(),
+        }
+    }
 }
 
 /// How many reactors there are, and on which CPUs.
@@ -48,16 +70,55 @@ pub enum Threads {
     Cpus(Vec<At<usize>>),
 }
 
+/// The modes of all reactors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Modes {
+    /// One for all.
+    All(Mode),
+    /// One for each.
+    Each(At<Vec<Mode>>),
+}
+
+impl Default for Modes {
+    fn default() -> Self {
+        Self::All(Mode::default())
+    }
+}
+
 /// How a reactor waits for work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Always look.
+    /// Never: spin always.
     Poll,
     /// Spin while there is work, then sleep for growing times, for ever when no guest is there.
     #[default]
     Adaptive,
-    /// Sleep until something happens.
+    /// Sleep until woken. Stores into mapped doorbells wake nobody.
     Interrupt,
+}
+
+impl Mode {
+    /// Every mode by its name.
+    pub const NAMES: [(&str, Self); 3] =
+        [("adaptive", Self::Adaptive), ("poll", Self::Poll), ("interrupt", Self::Interrupt)];
+
+    /// Its name in the configuration and on the control socket.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Adaptive => "adaptive",
+            Self::Interrupt => "interrupt",
+        }
+    }
+}
+
+/// The control socket.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// Absolute; the server creates and removes it.
+    pub socket: At<PathBuf>,
+    /// Permissions of the socket's file; its owner's alone if missing.
+    pub socket_mode: Option<u32>,
 }
 
 /// A block device.
@@ -194,6 +255,8 @@ pub struct NamespaceConfig {
     pub uuid: Option<At<uuid::Uuid>>,
     /// Refuse writes.
     pub read_only: bool,
+    /// For the sum over all controllers.
+    pub limits: Limits,
 }
 
 /// A controller and its socket.
@@ -215,12 +278,38 @@ pub struct ControllerConfig {
     pub max_transfer: u32,
     /// Offer the INTx pin.
     pub intx: bool,
+    /// How stores into doorbells come here.
+    pub doorbells: At<Doorbells>,
     /// Offer shadow doorbells (Doorbell Buffer Config); at most 31 I/O queue pairs then.
     pub shadow_doorbells: bool,
     /// Offer MSI in place of MSI-X.
     pub msi: bool,
     /// The reactors its queues are spread over, its home first; all of them if empty.
     pub reactors: Vec<At<usize>>,
+    /// For the sum over all namespaces and queues.
+    pub limits: Limits,
+}
+
+impl ControllerConfig {
+    /// The reactors its queues are spread over, of `number`, its home first. `index` is the controller's own number,
+    /// by which those that choose none get different homes.
+    pub fn spread(&self, index: usize, number: usize) -> Vec<usize> {
+        if self.reactors.is_empty() {
+            (0..number).map(|n| (n + index) % number).collect()
+        } else {
+            self.reactors.iter().map(|reactor| reactor.value).collect()
+        }
+    }
+}
+
+/// How stores into doorbells come from the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Doorbells {
+    /// The VMM maps them into the guest: a store is seen by whoever looks.
+    #[default]
+    Mapped,
+    /// The VMM sends a message for each, which wakes the reactor.
+    Trapped,
 }
 
 /// Where a client connects.

@@ -7,17 +7,19 @@ use toml::de::DeTable;
 
 use super::diagnostic::{At, Sink, Spot};
 use super::model::{
-    Config, ControllerConfig, DeviceConfig, Mode, NamespaceConfig, Reactors, Socket, SubsystemConfig,
-    SubsystemRef, Threads,
+    Config, Control, ControllerConfig, DeviceConfig, Doorbells, Mode, Modes, NamespaceConfig, Reactors,
+    Socket, SubsystemConfig, SubsystemRef, Threads,
 };
 pub(crate) use super::parse_device::checked_block_size;
 use super::reader::Section;
-use super::{defaults, parse_device};
+use super::{defaults, parse_device, parse_limits};
 
 const DEVICE_EXAMPLE: &str = "{ type = \"file\", path = \"disk.img\", size = \"10G\" }";
 const SUBSYSTEM_EXAMPLE: &str = "{ namespaces = [{ device = \"disk\" }] }";
 const CONTROLLER_EXAMPLE: &str = "{ socket = \"/run/quarry/vm.sock\", namespaces = [{ device = \"disk\" }] }";
 const NAMESPACE_EXAMPLE: &str = "{ device = \"disk\" }";
+
+const DOORBELLS: [(&str, Doorbells); 2] = [("mapped", Doorbells::Mapped), ("trapped", Doorbells::Trapped)];
 
 /// Reads a configuration out of `text`. Relative paths in it start at `base`. Mistakes go to `sink`; what could
 /// not be read is left out of the result, so that the rest can be checked.
@@ -37,7 +39,7 @@ pub fn parse(text: &str, base: &Path, sink: &Sink) -> Option<Config> {
         return None;
     }
     let root = Section::new(document.get_ref(), Spot { key: String::new(), span: None }, sink);
-    let mut config = Config { reactors: reactors(&root), ..Config::default() };
+    let mut config = Config { reactors: reactors(&root), control: control(&root, base), ..Config::default() };
     for (name, section) in root.named_sections("devices", DEVICE_EXAMPLE) {
         let spot = section.spot().clone();
         if let Some(kind) = parse_device::device(section, base) {
@@ -76,7 +78,7 @@ fn reactors(root: &Section<'_>) -> Reactors {
     let cpus_spot = section.get("cpus").map(|(_, spot)| spot);
     let cpus_empty =
         section.get("cpus").is_some_and(|(v, _)| v.get_ref().as_array().is_some_and(|a| a.is_empty()));
-    let mode = mode(&section).unwrap_or_default();
+    let modes = modes(&section).unwrap_or_default();
     let threads = match (count, cpus_spot) {
         (Some(count), Some(_)) => {
             let number = count.value as usize;
@@ -99,13 +101,38 @@ fn reactors(root: &Section<'_>) -> Reactors {
         (None, None) => Threads::Default,
     };
     section.finish();
-    Reactors { threads, mode }
+    Reactors { threads, modes }
 }
 
-fn mode(section: &Section<'_>) -> Option<Mode> {
-    section
-        .choice("mode", &[("poll", Mode::Poll), ("adaptive", Mode::Adaptive), ("interrupt", Mode::Interrupt)])
-        .map(|mode| mode.value)
+fn modes(section: &Section<'_>) -> Option<Modes> {
+    let (value, spot) = section.get("mode")?;
+    let Some(array) = value.get_ref().as_array() else {
+        return section.choice("mode", &Mode::NAMES).map(|mode| Modes::All(mode.value));
+    };
+    let modes = section.choices("mode", &Mode::NAMES);
+    // With one that could not be read their number says nothing.
+    (modes.len() == array.len()).then_some(Modes::Each(At::new(modes, spot)))
+}
+
+fn control(root: &Section<'_>, base: &Path) -> Option<Control> {
+    let section = root.section("control", "{ socket = \"/run/quarry/control.sock\" }")?;
+    let socket = match section.get("socket") {
+        Some(_) => section.string("socket", "\"/run/quarry/control.sock\""),
+        None => section.missing("socket", "\"/run/quarry/control.sock\""),
+    };
+    let mode = section.string("socket_mode", "\"0660\"").and_then(|mode| parse_mode(mode, section.sink()));
+    let socket = socket.and_then(|path| socket_path(path, base, section.sink(), "control.sock"));
+    section.finish();
+    Some(Control { socket: socket?, socket_mode: mode })
+}
+
+fn socket_path(path: At<String>, base: &Path, sink: &Sink, example: &str) -> Option<At<PathBuf>> {
+    if path.value.is_empty() {
+        let help = format!("name a socket: socket = \"/run/quarry/{example}\"");
+        sink.error(&path.spot, "the path is empty", help);
+        return None;
+    }
+    Some(path.map(|path| absolute(base, &path)))
 }
 
 fn subsystem(section: &Section<'_>) -> SubsystemConfig {
@@ -131,9 +158,11 @@ fn namespace(section: Section<'_>) -> Option<NamespaceConfig> {
     let uuid = section.string("uuid", "\"9f3c1f6e-6a57-4d7c-8f1e-3f5b1f0c7a11\"");
     let uuid = uuid.and_then(|uuid| parse_uuid(uuid, section.sink()));
     let read_only = section.flag("read_only");
+    let limits = parse_limits::limits(&section);
     let spot = section.spot().clone();
     section.finish();
-    Some(NamespaceConfig { spot, device: device?, nsid: nsid.map(|n| n.map(|n| n as u32)), uuid, read_only })
+    let nsid = nsid.map(|n| n.map(|n| n as u32));
+    Some(NamespaceConfig { spot, device: device?, nsid, uuid, read_only, limits })
 }
 
 /// A UUID that can identify something.
@@ -162,11 +191,7 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
             sink.error(&fd.spot, "`socket` and `fd` are both given", "keep the one where the VMM connects");
             None
         }
-        (Some(path), None) if path.value.is_empty() => {
-            sink.error(&path.spot, "the path is empty", "name a socket: socket = \"/run/quarry/vm.sock\"");
-            None
-        }
-        (Some(path), None) => Some(Socket::Path(path.map(|path| absolute(base, &path)))),
+        (Some(path), None) => socket_path(path, base, sink, "vm.sock").map(Socket::Path),
         (None, Some(fd)) => Some(Socket::Fd(fd.map(|fd| fd as i32))),
         (None, None) if has("socket") || has("fd") => None,
         (None, None) => section.missing("socket", "\"/run/quarry/vm.sock\""),
@@ -207,14 +232,23 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
     let queue_entries = section.integer("queue_entries", 2..=65536);
     let max_transfer = section.size("max_transfer").and_then(|size| check_max_transfer(size, sink));
     let intx = section.flag("intx");
-    let shadow_doorbells = section.flag("shadow_doorbells");
+    let doorbells = section
+        .choice("doorbells", &DOORBELLS)
+        .unwrap_or_else(|| At::new(Doorbells::Mapped, section.spot().clone()));
+    let trapped = doorbells.value == Doorbells::Trapped;
+    // Each message costs an exit of the guest: it is best spared most of them.
+    let shadow_doorbells = section.flag("shadow_doorbells") || (trapped && !has("shadow_doorbells"));
     let msi = section.flag("msi");
+    let limits = parse_limits::limits(section);
     let most_queues = if shadow_doorbells { defaults::IO_QUEUES_WITH_SHADOW } else { defaults::IO_QUEUES };
     if let Some(queues) = io_queues.as_ref().filter(|queues| queues.value > u64::from(most_queues)) {
         sink.error(
             &queues.spot,
             format!("shadow doorbells reach {most_queues} I/O queues, not {}", queues.value),
-            format!("use {most_queues} at most, or remove `shadow_doorbells`"),
+            match has("shadow_doorbells") {
+                true => format!("use {most_queues} at most, or remove `shadow_doorbells`"),
+                false => format!("use {most_queues} at most, or write shadow_doorbells = false"),
+            },
         );
     }
     let reactors = section.integers("reactors", 0..=1023);
@@ -233,9 +267,11 @@ fn controller(section: &Section<'_>, base: &Path) -> Option<ControllerConfig> {
         queue_entries: queue_entries.map_or(defaults::QUEUE_ENTRIES, |n| n.value as u32),
         max_transfer: max_transfer.unwrap_or(defaults::MAX_TRANSFER),
         intx,
+        doorbells,
         shadow_doorbells,
         msi,
         reactors: reactors.into_iter().map(|n| n.map(|n| n as usize)).collect(),
+        limits,
     })
 }
 
