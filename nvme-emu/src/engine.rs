@@ -20,6 +20,7 @@ use zerocopy::FromZeros;
 use self::clock::TurnClock;
 use self::drain::{Retirement, Stopping};
 use self::queues::Departure;
+use self::throttle::Throttle;
 use self::turn::{BATCH, Share};
 use crate::memory::Memory;
 use crate::nvm::OpenNamespace;
@@ -73,6 +74,7 @@ pub(crate) struct Engine {
     hint: Hint,
     bus_master: bool,
     share: Share,
+    throttle: Throttle,
     clock: TurnClock,
     /// Commands that were copied out of a queue and are being started.
     batch: Box<[Command; BATCH as usize]>,
@@ -112,6 +114,7 @@ impl Engine {
             hint: Hint::default(),
             bus_master: true,
             share: Share::default(),
+            throttle: Throttle::default(),
             clock: TurnClock::default(),
             batch: Box::new([Command::new_zeroed(); BATCH as usize]),
             shadow: None,
@@ -179,6 +182,12 @@ impl Engine {
                 .inspect_err(|error| tracing::error!(nsid, %error, "cannot open a channel to the namespace"))
                 .ok()
         });
+        self.limits_changed();
+    }
+
+    /// A namespace that is there.
+    fn namespace(&self, nsid: u32) -> Option<&OpenNamespace> {
+        (nsid as usize).checked_sub(1).and_then(|at| self.namespaces.get(at)).and_then(Option::as_ref)
     }
 
     /// A tag for an `Io` that belongs to no slot.
@@ -206,5 +215,6 @@ impl Engine {
             || !self.retirements.is_empty()
             || self.stopping.is_some()
             || self.slots.is_draining()
+            || !self.throttle.is_empty()
     }
 }

@@ -8,7 +8,9 @@ use nvme_spec::nvm::{DsmCdw10, DsmCdw11, DsmRange, IoCdw12};
 use nvme_spec::opcode::NvmOpcode;
 use nvme_spec::status::Status;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use crate::limits::Limiter;
 use crate::subsystem::Namespace;
 
 /// A namespace as one worker sees it: its own channel.
@@ -16,6 +18,7 @@ pub(crate) struct OpenNamespace {
     pub(crate) channel: Rc<dyn Channel>,
     pub(crate) info: Info,
     pub(crate) read_only: bool,
+    pub(crate) limiter: Arc<Limiter>,
 }
 
 impl OpenNamespace {
@@ -24,7 +27,7 @@ impl OpenNamespace {
         let channel = namespace.device.channel(reactor)?;
         let info = namespace.device.info();
         let read_only = namespace.read_only || !info.abilities.contains(Abilities::WRITE);
-        Ok(Self { channel: channel.into(), info, read_only })
+        Ok(Self { channel: channel.into(), info, read_only, limiter: namespace.limiter.clone() })
     }
 }
 

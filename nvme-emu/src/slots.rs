@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use block::io::Guard;
 use block::reactor::Unparker;
 use block::{Completed, Error, IoFuture, Segment};
+use nvme_spec::command::Command;
 use nvme_spec::status::Status;
 use vfio_user_server::RegionMask;
 
@@ -63,14 +64,12 @@ pub(crate) struct Slot {
     waker: Waker,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one; a box would be an allocation per I/O"
-)]
 enum State {
     Free,
     /// Taken by a command that is being started.
     Starting,
+    /// Taken by a command that waits for its limits.
+    Throttled(Command),
     Working(Work),
     /// Cancelled; ends with the status once nothing holds the guard any more.
     Draining(Status),
@@ -95,6 +94,7 @@ pub(crate) struct Slots {
     free: Vec<u32>,
     ready: Arc<ReadySet>,
     working: usize,
+    throttled: usize,
     draining: Vec<u32>,
     owner: u32,
     /// The newest DMA table: a slot that is free holds on to no other.
@@ -112,7 +112,16 @@ impl Slots {
             unparker,
         });
         let owner = OWNERS.fetch_add(1, Ordering::Relaxed);
-        Self { chunks: Vec::new(), free: Vec::new(), ready, working: 0, draining: Vec::new(), owner, current }
+        Self {
+            chunks: Vec::new(),
+            free: Vec::new(),
+            ready,
+            working: 0,
+            throttled: 0,
+            draining: Vec::new(),
+            owner,
+            current,
+        }
     }
 
     /// A name for this worker among all that have `Io`s in flight.
@@ -182,6 +191,7 @@ impl Slots {
         match self.get(index).state {
             State::Working(_) => self.working -= 1,
             State::Free => return,
+            State::Throttled(_) => self.throttled -= 1,
             State::Starting | State::Draining(_) => {}
         }
         let current = self.current.clone();
@@ -237,11 +247,15 @@ impl Slots {
     /// Cancels a slot's work: it will end with `status` once nothing can touch its memory any more.
     pub(crate) fn cancel(&mut self, index: u32, status: Status) {
         let slot = self.get(index);
-        if matches!(slot.state, State::Working(_)) {
-            slot.state = State::Draining(status);
-            self.working -= 1;
-            self.draining.push(index);
-        }
+        let (working, throttled) = match slot.state {
+            State::Working(_) => (1, 0),
+            State::Throttled(_) => (0, 1),
+            _ => return,
+        };
+        slot.state = State::Draining(status);
+        self.working -= working;
+        self.throttled -= throttled;
+        self.draining.push(index);
     }
 
     /// Moves cancelled slots that are free of their memory now into `ended`, with their statuses. Release them.
@@ -259,19 +273,47 @@ impl Slots {
         }
     }
 
+    /// A command that is being started waits for its limits. Returns which of the slot's commands it is.
+    pub(crate) fn throttle(&mut self, index: u32, command: Command) -> u32 {
+        self.throttled += 1;
+        let slot = self.get(index);
+        slot.state = State::Throttled(command);
+        slot.generation
+    }
+
+    /// The command that waits in a slot, if it is still the one of that generation.
+    pub(crate) fn throttled(&mut self, index: u32, generation: u32) -> Option<Command> {
+        let slot = self.get(index);
+        match slot.state {
+            State::Throttled(command) if slot.generation == generation => Some(command),
+            _ => None,
+        }
+    }
+
+    /// The command that waits in a slot is being started.
+    pub(crate) fn unthrottle(&mut self, index: u32) {
+        self.throttled -= 1;
+        self.get(index).state = State::Starting;
+    }
+
     /// Whether the slot has a command that is not complete.
     pub(crate) fn is_busy(&mut self, index: u32) -> bool {
         !matches!(self.get(index).state, State::Free)
     }
 
+    /// Whether the slot has a command that can be cancelled: it waits for its work, or for its limits.
+    pub(crate) fn is_waiting(&mut self, index: u32) -> bool {
+        matches!(self.get(index).state, State::Working(_) | State::Throttled(_))
+    }
+
     /// Whether the slot waits for its work.
-    pub(crate) fn is_working(&mut self, index: u32) -> bool {
+    fn is_working(&mut self, index: u32) -> bool {
         matches!(self.get(index).state, State::Working(_))
     }
 
     /// Commands in flight, cancelled ones included.
     pub(crate) fn in_flight(&self) -> usize {
-        self.working + self.draining.len()
+        self.working + self.throttled + self.draining.len()
     }
 
     /// All slots there are.

@@ -47,6 +47,7 @@ impl Engine {
     /// Removes all queues. Commands in flight get until `deadline` to end, then they are cancelled.
     pub(crate) fn stop(&mut self, deadline: Instant, done: Token) {
         self.remove_queues();
+        self.cancel_throttled();
         self.stopping = Some(Stopping { deadline, cancelled: false, told: false, _done: done });
     }
 

@@ -23,7 +23,15 @@ use crate::transfer::{self, Transfer, TransferError};
 
 impl Engine {
     /// Starts a command; it is complete afterwards or in its slot.
+    #[inline]
     pub(super) fn start(&mut self, slot: u32, command: &Command) {
+        if !(self.throttle.is_limited() && self.must_wait(slot, command)) {
+            self.start_now(slot, command);
+        }
+    }
+
+    /// The same, whatever the limits say.
+    pub(super) fn start_now(&mut self, slot: u32, command: &Command) {
         match self.prepare(slot, command) {
             Ok(Some(work)) => {
                 self.slots.set_work(slot, work);

@@ -41,7 +41,13 @@ impl Share {
         Self { commands: COMMANDS, bytes: BYTES, work: 0 }
     }
 
-    fn is_used_up(self) -> bool {
+    /// A command was started.
+    pub(super) fn count(&mut self, commands: u32) {
+        self.commands = self.commands.saturating_sub(commands);
+        self.work += commands;
+    }
+
+    pub(super) fn is_used_up(self) -> bool {
         self.commands == 0 || self.bytes == 0
     }
 
@@ -62,7 +68,7 @@ impl Engine {
         self.set_bus_master(bus_master);
         self.clock = TurnClock::default();
         self.share = Share::new();
-        let mut busy = self.poll_woken();
+        let mut busy = self.poll_woken() | self.start_throttled();
         if running && bus_master {
             busy |= self.fetch_hot();
             busy |= self.fetch_cold();
@@ -228,8 +234,7 @@ impl Engine {
             self.slots.get(slot).tag = Tag { sq: qid, cid: command.cid(), ..Tag::default() };
             self.start(slot, &command);
             started = true;
-            self.share.commands -= 1;
-            self.share.work += 1;
+            self.share.count(1);
             let is_transfer = matches!(command.nvm_opcode(), NvmOpcode::READ | NvmOpcode::WRITE);
             if self.clock.is_over(if is_transfer { TRANSFER } else { OTHER }) {
                 self.share.end();

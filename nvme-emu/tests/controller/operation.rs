@@ -1,14 +1,15 @@
 //! What an operator sees of a controller and changes of it.
 
 use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
-use crate::rig::{DATA, Rig, nvm};
+use crate::rig::{DATA, MEMORY, Rig, admin, nvm};
 use block_memory::MemoryDevice;
 use nvme_emu::{ControllerConfig, Limits, Statistics};
-use nvme_spec::opcode::NvmOpcode;
-
+use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
 use nvme_spec::status::Status;
-use vfio_user_server::PciFunction;
+use vfio_user_server::{PciFunction, Reset};
 
 fn rig(config: ControllerConfig) -> Rig {
     Rig::new(vec![Arc::new(MemoryDevice::new(1 << 20).unwrap())], config)
@@ -50,4 +51,153 @@ fn limits_are_kept_and_changed() {
     // The workers take the messages, and go on.
     rig.create_queue(1, 16);
     assert_eq!(rig.io(1, nvm(NvmOpcode::READ, 1, 0, 1, DATA)), Status::SUCCESS);
+}
+
+/// A burst of a millisecond: one command at these rates.
+fn strict(limits: Limits) -> Limits {
+    Limits { burst: Duration::from_millis(1), ..limits }
+}
+
+#[test]
+fn commands_beyond_the_limit_wait_in_order_and_complete() {
+    let limits = strict(Limits { iops: Some(1000), ..Limits::default() });
+    let mut rig = rig(ControllerConfig { limits, ..ControllerConfig::default() });
+    rig.create_queue(1, 64);
+    let start = Instant::now();
+    let sent: Vec<u16> = (0..50).map(|lba| rig.submit(1, nvm(NvmOpcode::READ, 1, lba, 1, DATA))).collect();
+    rig.turns(5);
+    assert!(rig.workers[0].in_flight() > 40, "they wait");
+    assert!(rig.workers[0].needs_turns(), "and nobody wakes them");
+    let done: Vec<u16> = sent.iter().map(|_| rig.wait(1).cid.get()).collect();
+    assert_eq!(done, sent);
+    // 50 commands, two of them at once: never faster, however slow the machine is.
+    assert!(start.elapsed() >= Duration::from_millis(47), "{:?}", start.elapsed());
+    // Without a limit nothing waits.
+    rig.controller.set_limits(Limits::default());
+    rig.turn();
+    for lba in 0..50 {
+        rig.submit(1, nvm(NvmOpcode::READ, 1, lba, 1, DATA));
+    }
+    rig.turns(3);
+    assert_eq!(rig.workers[0].in_flight(), 0);
+}
+
+#[test]
+fn writes_that_wait_let_reads_pass() {
+    let mut rig = rig(ControllerConfig::default());
+    rig.create_queue(1, 64);
+    let limits = Limits { write_bandwidth: Some(1), ..Limits::default() };
+    rig.subsystem.set_limits(1, strict(limits)).unwrap();
+    rig.turn();
+    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::SUCCESS, "the first one is free");
+    let write = rig.submit(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA));
+    for _ in 0..20 {
+        assert_eq!(rig.io(1, nvm(NvmOpcode::READ, 1, 0, 8, DATA)), Status::SUCCESS);
+    }
+    assert_eq!(rig.workers[0].in_flight(), 1);
+    // It would wait for an hour. Who cannot wait aborts it.
+    let abort = admin(AdminOpcode::ABORT, 0).dwords(u32::from(write) << 16 | 1, 0);
+    assert_eq!(rig.admin(abort), (Status::SUCCESS, 0));
+    let completion = rig.wait(1);
+    assert_eq!((completion.cid.get(), completion.status().code()), (write, Status::COMMAND_ABORT_REQUESTED));
+    // Or the limit is raised.
+    let write = rig.submit(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA));
+    rig.turns(10);
+    rig.subsystem.set_limits(1, Limits { write_bandwidth: Some(1 << 40), ..Limits::default() }).unwrap();
+    assert_eq!(rig.wait(1).cid.get(), write);
+}
+
+#[test]
+fn a_reset_does_not_wait_for_limits() {
+    let limits = strict(Limits { iops: Some(1), ..Limits::default() });
+    let mut rig = rig(ControllerConfig { limits, ..ControllerConfig::default() });
+    rig.create_queue(1, 64);
+    for lba in 0..20 {
+        rig.submit(1, nvm(NvmOpcode::READ, 1, lba, 1, DATA));
+    }
+    rig.turns(5);
+    assert!(rig.workers[0].in_flight() > 0);
+    let mut reset = rig.controller.reset(Reset::Device);
+    let mut turns = 0;
+    while reset.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        rig.turn();
+        turns += 1;
+        assert!(turns < 100, "the commands end at once");
+    }
+    assert_eq!(rig.workers[0].in_flight(), 0);
+}
+
+#[test]
+fn memory_may_go_while_commands_wait_for_their_limits() {
+    let limits = strict(Limits { iops: Some(1), ..Limits::default() });
+    let mut rig = rig(ControllerConfig { limits, ..ControllerConfig::default() });
+    rig.create_queue(1, 64);
+    rig.map(MEMORY, 4096, 0);
+    rig.turn();
+    for _ in 0..3 {
+        rig.submit(1, nvm(NvmOpcode::READ, 1, 0, 1, MEMORY));
+    }
+    rig.turns(5);
+    let _ = rig.host.dma.unmap(MEMORY, 4096).unwrap();
+    let mut retired = rig.controller.retire_memory(Instant::now() + Duration::from_secs(50));
+    rig.turns(3);
+    assert!(retired.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready(), "they hold none");
+    rig.controller.set_limits(Limits::default());
+    let mut faults = 0;
+    for _ in 0..3 {
+        faults += u32::from(rig.wait(1).status().code() == Status::DATA_TRANSFER_ERROR);
+    }
+    assert!(faults >= 1);
+}
+
+/// Turns until `victim`'s command has completed.
+fn turns_of_one_command(rig: &mut Rig, victim: u16) -> u32 {
+    rig.submit(victim, nvm(NvmOpcode::READ, 1, 0, 1, DATA));
+    for turn in 1.. {
+        rig.turn();
+        if rig.completion(victim).is_some() {
+            return turn;
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_flooding_queue_does_not_starve_another() {
+    let mut rig = rig(ControllerConfig::default());
+    for qid in 1..=8 {
+        rig.create_queue(qid, 64);
+    }
+    // Seven queues are always full; the eighth wants one command now and then.
+    let mut served = 0;
+    for _ in 0..50 {
+        for qid in 1..8 {
+            while rig.room(qid) > 0 {
+                rig.submit(qid, nvm(NvmOpcode::READ, 1, 0, 16, DATA));
+            }
+        }
+        // Each turn serves 256 KiB, 32 of these commands: a queue's batch. The eighth is one of eight.
+        assert!(turns_of_one_command(&mut rig, 8) <= 9);
+        for qid in 1..8 {
+            while rig.completion(qid).is_some() {
+                served += 1;
+            }
+        }
+    }
+    assert!(served > 1000, "and the others go on: {served}");
+}
+
+#[test]
+fn a_turn_is_short_for_the_sake_of_other_controllers() {
+    let mut rig = rig(ControllerConfig::default());
+    rig.create_queue(1, 64);
+    for _ in 0..60 {
+        rig.submit(1, nvm(NvmOpcode::READ, 1, 0, 16, DATA));
+    }
+    rig.workers[0].poll();
+    let mut done = 0;
+    while rig.completion(1).is_some() {
+        done += 1;
+    }
+    assert_eq!(done, 32, "256 KiB");
 }

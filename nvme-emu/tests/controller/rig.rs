@@ -210,6 +210,12 @@ impl Rig {
         cid
     }
 
+    /// How many more commands fit into a queue, if all that completed have been taken.
+    pub fn room(&self, qid: u16) -> u32 {
+        let queue = &self.queues[usize::from(qid)];
+        (queue.head + queue.entries - 1 - queue.tail) % queue.entries
+    }
+
     /// The next completion of a queue, if there is one; tells the controller that it was taken.
     pub fn completion(&mut self, qid: u16) -> Option<Completion> {
         let queue = &self.queues[usize::from(qid)];
