@@ -1,11 +1,11 @@
 //! The control socket of a running server: what it tells and changes, and who cannot hold it up.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nvme_driver::Options;
+use quarry_tests::control::Client;
 use quarry_tests::data::check_works;
 use quarry_tests::{PATIENCE, Server, io_queues};
 use serde_json::{Value, json};
@@ -32,55 +32,6 @@ namespaces = [{ device = "other" }]
 
 fn server() -> Server {
     Server::config(CONFIG, &["vm.sock", "trapped.sock", "control.sock"])
-}
-
-/// A client of the control socket.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn connect(server: &Server) -> Self {
-        let stream = UnixStream::connect(server.socket("control.sock")).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self(BufReader::new(stream))
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.0.get_mut().write_all(bytes).expect("sent");
-    }
-
-    /// The next answer.
-    #[track_caller]
-    fn answer(&mut self) -> Value {
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("an answer");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
-    }
-
-    #[track_caller]
-    fn ask(&mut self, method: &str, params: Value) -> Value {
-        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
-        self.send(format!("{request}\n").as_bytes());
-        self.answer()
-    }
-
-    /// The result of what must succeed.
-    #[track_caller]
-    fn get(&mut self, method: &str, params: Value) -> Value {
-        let answer = self.ask(method, params);
-        assert!(answer.get("error").is_none(), "{answer}");
-        answer["result"].clone()
-    }
-
-    /// Whether the server has closed the connection, having sent nothing more.
-    #[track_caller]
-    fn is_closed(&mut self) -> bool {
-        // With bytes that it did not read, the end is a reset.
-        match self.0.read(&mut [0]) {
-            Ok(read) => read == 0,
-            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
-        }
-    }
 }
 
 fn error(answer: &Value) -> (i64, &str) {
@@ -238,7 +189,7 @@ fn mistakes_are_answered() {
     }
     // Empty lines and notifications have no answer, and the end of what a client sends ends a line.
     client.send(b"\n \r\n{\"jsonrpc\":\"2.0\",\"method\":\"status\"}\n{\"jsonrpc\":\"2.0\",\"id\":\"last\",\"method\":\"status\"}");
-    client.0.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
+    client.stream().shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(client.answer()["id"], "last");
     assert!(client.is_closed());
     server.stop();
@@ -269,9 +220,9 @@ fn clients_do_not_hold_each_other_up() {
     let mut silent = Client::connect(&server);
     silent.send(b"{\"jsonrpc\":");
     let mut deaf = Client::connect(&server);
-    deaf.0.get_ref().set_write_timeout(Some(Duration::from_millis(1))).unwrap();
+    deaf.stream().set_write_timeout(Some(Duration::from_millis(1))).unwrap();
     let request = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"status\"}\n".repeat(100);
-    while deaf.0.get_mut().write(&request).is_ok() {}
+    while deaf.stream().write(&request).is_ok() {}
     let mut client = Client::connect(&server);
     for _ in 0..100 {
         assert_eq!(client.get("status", json!({}))["pid"], server.pid());
@@ -302,7 +253,7 @@ fn too_many_clients_are_turned_away() {
     loop {
         let mut another = Client::connect(&server);
         // Turned away once more while the server has not yet seen the end of the other one.
-        if another.0.get_mut().write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"status\"}\n").is_ok()
+        if another.stream().write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"status\"}\n").is_ok()
             && another.answer().get("result").is_some()
         {
             break;
