@@ -28,17 +28,16 @@ const DOORBELLS: usize = SQ + CQ;
 pub fn echo(client: usize, server: usize, depth: usize, times: usize, time: Duration) -> Result<Vec<Outcome>> {
     let memory = Memory::shared(DOORBELLS + 4096)?;
     memory.words(0, (DOORBELLS + 4096) / 8).iter().for_each(|word| word.store(0, Ordering::Relaxed));
-    let (tail, head) = (AtomicU32::new(0), AtomicU32::new(0));
-    let (tail, head) = (Padded(tail), Padded(head));
-    let stop = AtomicBool::new(false);
+    let (tail, head) = (Padded(AtomicU32::new(0)), Padded(AtomicU32::new(0)));
+    let stop = Padded(AtomicBool::new(false));
+    let shares_cpu = client == server;
     let (sq, cq) = (memory.words(0, SQ / 8), memory.words(SQ, CQ / 8));
     thread::scope(|scope| {
         let server = scope.spawn(|| -> Result<()> {
             pin(server)?;
-            serve(&tail.0, cq, depth, &stop);
+            serve(&tail.0, cq, depth, shares_cpu, &stop.0);
             Ok(())
         });
-        let shares_cpu = client == crate::cpu::allowed().first().copied().unwrap_or(0) && is_single();
         let outcomes = (|| {
             pin(client)?;
             let rings = Rings { id: 1, sq, cq, tail: &tail.0, head: &head.0 };
@@ -48,24 +47,19 @@ pub fn echo(client: usize, server: usize, depth: usize, times: usize, time: Dura
             one(time / 4)?;
             (0..times).map(|_| one(time).context("the server that does nothing")).collect()
         })();
-        stop.store(true, Ordering::Release);
+        stop.0.store(true, Ordering::Release);
         server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         outcomes
     })
 }
 
-fn is_single() -> bool {
-    crate::cpu::allowed().len() < 2
-}
-
-/// Alone in its cache line, as doorbells are with CAP.DSTRD 4.
+/// Alone in its cache line, as doorbells are with CAP.DSTRD 4; and in the next, which some CPUs fetch along.
 #[repr(align(128))]
-struct Padded(AtomicU32);
+struct Padded<T>(T);
 
 /// The whole server. Commands are sent in turn and completed in turn, so their identifiers need not be read.
-fn serve(tail: &AtomicU32, cq: &[AtomicU64], depth: usize, stop: &AtomicBool) {
+fn serve(tail: &AtomicU32, cq: &[AtomicU64], depth: usize, shares_cpu: bool, stop: &AtomicBool) {
     let (mut head, mut cid, mut phase) = (0u32, 0u64, 1u64);
-    let shares_cpu = is_single();
     loop {
         let seen = u32::from_le(tail.load(Ordering::Acquire));
         if seen == head {
