@@ -11,5 +11,6 @@ pub mod lane;
 pub mod limits;
 pub mod memory;
 pub mod pattern;
+pub mod rig;
 pub mod run;
 pub mod target;

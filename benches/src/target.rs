@@ -86,10 +86,11 @@ impl Target {
             workload.entries()
         );
         let admin = |controller: &Controller, command| Ok(controller.admin_ok(command).map(drop)?);
-        Self::with_geometry(controller, namespace, (blocks, block_size), workload, &admin)
+        Self::with_geometry(controller, namespace, (blocks, block_size), workload, false, &admin)
     }
 
-    /// Creates everything for a namespace of known size in blocks and bytes of a block.
+    /// Creates everything for a namespace of known size in blocks and bytes of a block. With `vectors` each queue pair
+    /// has an interrupt vector: its identifier.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -98,6 +99,7 @@ impl Target {
         namespace: u32,
         (span, block_size): (u64, usize),
         workload: &Workload,
+        vectors: bool,
         admin: &Admin<'_>,
     ) -> Result<Self> {
         let Workload { bytes, depth, .. } = *workload;
@@ -137,7 +139,8 @@ impl Target {
             use nvme_driver::admin::{CreateCq, CreateSq};
             let entries = workload.entries();
             let (cq, sq) = (controller.completion_queue(id, entries)?, controller.submission_queue(id, entries)?);
-            admin(controller, CreateCq::new(id, entries, cq.memory().iova()).command())?;
+            let vector = vectors.then_some(id);
+            admin(controller, CreateCq { vector, ..CreateCq::new(id, entries, cq.memory().iova()) }.command())?;
             admin(controller, CreateSq::new(id, entries, sq.memory().iova(), id).command())?;
             Ok(QueuePair::new(sq, cq))
         };
