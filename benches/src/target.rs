@@ -138,9 +138,13 @@ impl Target {
         let pair = |id| -> Result<QueuePair> {
             use nvme_driver::admin::{CreateCq, CreateSq};
             let entries = workload.entries();
-            let (cq, sq) = (controller.completion_queue(id, entries)?, controller.submission_queue(id, entries)?);
+            let (cq, sq) =
+                (controller.completion_queue(id, entries)?, controller.submission_queue(id, entries)?);
             let vector = vectors.then_some(id);
-            admin(controller, CreateCq { vector, ..CreateCq::new(id, entries, cq.memory().iova()) }.command())?;
+            admin(
+                controller,
+                CreateCq { vector, ..CreateCq::new(id, entries, cq.memory().iova()) }.command(),
+            )?;
             admin(controller, CreateSq::new(id, entries, sq.memory().iova(), id).command())?;
             Ok(QueuePair::new(sq, cq))
         };

@@ -27,7 +27,7 @@ enum What {
     Run(Run),
     /// Nanoseconds of a cache line's round trip between two CPUs
     Line(Cpus),
-    /// Copies a second of random blocks of a large memory on one CPU
+    /// Copies a second between random places of a large memory and buffers, on one CPU
     Copy(Copies),
     /// A server that does nothing, driven by the same client: the limit of a null device
     Echo(Echo),
@@ -110,24 +110,22 @@ struct Copies {
     /// The CPU
     #[arg(long)]
     cpu: usize,
-    /// Bytes of a copy
-    #[arg(long, default_value = "4K", value_parser = bytes)]
-    size: usize,
-    /// Buffers that are used in turn
-    #[arg(long, default_value_t = 32)]
-    buffers: usize,
-    /// Of 100 copies so many go to the large memory
-    #[arg(long, default_value_t = 0)]
-    writes: u32,
+    /// What to copy: bytes of a copy, buffers that are used in turn, and how many of 100 copies go to the large memory
+    #[arg(long = "case", value_name = "SIZE:BUFFERS:WRITES", default_value = "4K:32:0", value_parser = case)]
+    cases: Vec<Case>,
     /// Bytes of the large memory
     #[arg(long, default_value = "1G", value_parser = bytes)]
     memory: usize,
     /// Seconds of a run
     #[arg(long, default_value_t = 0.5, value_parser = seconds)]
     seconds: f64,
-    /// Runs
-    #[arg(long, default_value_t = 5)]
-    repeat: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Case {
+    size: usize,
+    buffers: usize,
+    writes: u32,
 }
 
 #[derive(Args)]
@@ -154,6 +152,19 @@ fn bytes(text: &str) -> Result<usize, String> {
     };
     let number: usize = number.parse().map_err(|_| format!("`{text}` is not a size"))?;
     number.checked_mul(1 << shift).filter(|size| *size > 0).ok_or_else(|| format!("`{text}` is no size"))
+}
+
+fn case(text: &str) -> Result<Case, String> {
+    let words: Vec<&str> = text.split(':').collect();
+    let [size, buffers, writes] = words[..] else {
+        return Err(format!("`{text}` is not SIZE:BUFFERS:WRITES"));
+    };
+    let buffers = buffers.parse().ok().filter(|buffers| *buffers > 0);
+    let writes = writes.parse().ok().filter(|writes| *writes <= 100);
+    match (bytes(size)?, buffers, writes) {
+        (size, Some(buffers), Some(writes)) => Ok(Case { size, buffers, writes }),
+        _ => Err(format!("`{text}` is not SIZE:BUFFERS:WRITES, with 1 buffer or more and 0 to 100 writes")),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -242,11 +253,14 @@ impl Run {
 }
 
 impl Copies {
+    /// Copies in a second, by case.
     fn run(self) -> Result<Vec<f64>> {
-        ensure!(self.size <= self.memory && self.buffers > 0, "copies are smaller than the memory");
         let mut memory = Memory::private(self.memory)?;
         let time = Duration::from_secs_f64(self.seconds);
-        let mut one = || copy::copies(self.cpu, &mut memory, self.memory, self.size, self.buffers, self.writes, time);
-        (0..self.repeat).map(|_| one()).collect()
+        let mut one = |Case { size, buffers, writes }: &Case| {
+            ensure!(*size <= self.memory, "copies are smaller than the memory");
+            copy::copies(self.cpu, &mut memory, self.memory, *size, *buffers, *writes, time)
+        };
+        self.cases.iter().map(&mut one).collect()
     }
 }

@@ -25,7 +25,13 @@ const DOORBELLS: usize = SQ + CQ;
 ///
 /// # Errors
 /// A CPU is not there, or there is no memory.
-pub fn echo(client: usize, server: usize, depth: usize, times: usize, time: Duration) -> Result<Vec<Outcome>> {
+pub fn echo(
+    client: usize,
+    server: usize,
+    depth: usize,
+    times: usize,
+    time: Duration,
+) -> Result<Vec<Outcome>> {
     let memory = Memory::shared(DOORBELLS + 4096)?;
     memory.words(0, (DOORBELLS + 4096) / 8).iter().for_each(|word| word.store(0, Ordering::Relaxed));
     let (tail, head) = (Padded(AtomicU32::new(0)), Padded(AtomicU32::new(0)));
