@@ -20,6 +20,7 @@ use crate::setup;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use machine::Machine;
+use qemu_configs::Assets;
 use report::Report;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -92,7 +93,7 @@ impl Bench {
         }
         let directory = workspace().join("target/bench");
         fs::create_dir_all(&directory)?;
-        for name in ["result.json", "latency.svg", "throughput.svg"] {
+        for name in ["result.json", "latency.svg", "latency.png", "throughput.svg", "throughput.png"] {
             let _ = fs::remove_file(directory.join(name));
         }
         let (quarry, client) = (build_quarry()?, build_client()?);
@@ -148,11 +149,19 @@ impl Bench {
         if let Some(path) = &self.json {
             fs::write(path, &json).with_context(|| path.display().to_string())?;
         }
-        let mut written = vec!["result.json"];
+        let mut written = vec!["result.json".to_owned()];
         if !report.curves.is_empty() {
-            fs::write(directory.join("latency.svg"), picture::latency(report))?;
-            fs::write(directory.join("throughput.svg"), picture::throughput(report))?;
-            written.extend(["latency.svg", "throughput.svg"]);
+            for (name, svg) in
+                [("latency", picture::latency(report)), ("throughput", picture::throughput(report))]
+            {
+                fs::write(directory.join(format!("{name}.svg")), &svg)?;
+                written.push(format!("{name}.svg"));
+                // The font is the test guest's, which need not be there.
+                if let Ok(assets) = Assets::locate() {
+                    crate::demo::picture::render(&svg, &assets.font, &directory.join(format!("{name}.png")))?;
+                    written.push(format!("{name}.png"));
+                }
+            }
         }
         println!("Written: target/bench/{}", written.join(", "));
         Ok(())
