@@ -148,7 +148,7 @@ impl<'a> Lane<'a> {
 
     #[inline(always)]
     fn send(&mut self, cid: usize, now: u64, pattern: &mut Pattern) {
-        let (opcode, lba) = pattern.next();
+        let (opcode, lba) = pattern.draw();
         let mut words = self.commands[cid].0;
         words[0] |= u64::from(opcode).to_le();
         words[5] = lba.to_le(); // dwords 10 and 11

@@ -34,7 +34,7 @@ impl Pattern {
 
     /// The next command: its opcode and its first block.
     #[inline(always)]
-    pub fn next(&mut self) -> (u8, u64) {
+    pub fn draw(&mut self) -> (u8, u64) {
         let random = self.random();
         let place = match self.order {
             // The upper half of the product: even for every number of places.
@@ -46,7 +46,7 @@ impl Pattern {
             }
         };
         // The lower bits, which hardly had a part in the place.
-        let is_write = (random & 0xFFFF_FFFF) * 100 >> 32 < u64::from(self.writes);
+        let is_write = ((random & 0xFFFF_FFFF) * 100) >> 32 < u64::from(self.writes);
         let opcode = if is_write { NvmOpcode::WRITE.0 } else { NvmOpcode::READ.0 };
         (opcode, place * self.blocks)
     }
@@ -72,7 +72,7 @@ mod tests {
         let mut pattern = Pattern::new(Order::Random, 30, 8, 1001, 7);
         let (mut writes, mut seen) = (0, [false; 125]);
         for _ in 0..100_000 {
-            let (opcode, lba) = pattern.next();
+            let (opcode, lba) = pattern.draw();
             writes += u32::from(opcode == NvmOpcode::WRITE.0);
             assert!(lba % 8 == 0 && lba + 8 <= 1001);
             seen[lba as usize / 8] = true;
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn sequential_wraps() {
         let mut pattern = Pattern::new(Order::Sequential, 0, 8, 24, 7);
-        let lbas: Vec<u64> = (0..5).map(|_| pattern.next().1).collect();
+        let lbas: Vec<u64> = (0..5).map(|_| pattern.draw().1).collect();
         assert_eq!(lbas, [0, 8, 16, 0, 8]);
     }
 }

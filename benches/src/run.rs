@@ -56,6 +56,8 @@ pub struct Outcome {
     pub latency_ns: Latency,
     /// Nanoseconds of the server's CPU time for each command, where its process is known.
     pub server_ns: Option<f64>,
+    /// For which part of the time other programs kept client or server from running.
+    pub disturbed: f64,
 }
 
 /// Percentiles in nanoseconds.
@@ -92,6 +94,7 @@ impl Outcome {
                 mean: latencies.mean() / crate::clock::rate(),
             },
             server_ns: None,
+            disturbed: 0.0,
         }
     }
 }

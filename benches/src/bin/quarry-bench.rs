@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nvme_driver::{Controller, Options};
-use quarry_bench::cpu;
+use quarry_bench::cpu::{self, Account, steady};
 use quarry_bench::limits::{copy, echo, line};
 use quarry_bench::memory::Memory;
 use quarry_bench::pattern::Order;
@@ -17,6 +17,9 @@ use serde::Serialize;
 /// Measures a Quarry server over vfio-user, without a guest, and the limits of the machine
 #[derive(Parser)]
 struct Arguments {
+    /// Measure that often if other programs take the CPUs meanwhile, and keep what they disturbed least
+    #[arg(long, global = true, default_value_t = 1)]
+    attempts: u32,
     #[command(subcommand)]
     what: What,
 }
@@ -175,17 +178,15 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> Result<()> {
-    match Arguments::parse().what {
-        What::Run(run) => print(&run.run()?),
+    let Arguments { attempts, what } = Arguments::parse();
+    match what {
+        What::Run(run) => print(&run.run(attempts)?),
         What::Line(cpus) => {
             ensure!(cpus.client_cpu != cpus.server_cpu, "one CPU has no line to send");
-            print(&line::round_trip(cpus.client_cpu, cpus.server_cpu, 10_000)?)
+            print(&steady(attempts, None, || line::round_trip(cpus.client_cpu, cpus.server_cpu, 2_000))?.0)
         }
-        What::Copy(copies) => print(&copies.run()?),
-        What::Echo(Echo { cpus, depth, seconds, repeat }) => {
-            let time = Duration::from_secs_f64(seconds);
-            print(&echo::echo(cpus.client_cpu, cpus.server_cpu, depth.into(), repeat as usize, time)?)
-        }
+        What::Copy(copies) => print(&copies.run(attempts)?),
+        What::Echo(echo) => print(&echo.run(attempts)?),
     }
 }
 
@@ -215,7 +216,7 @@ impl Run {
         }
     }
 
-    fn run(self) -> Result<Vec<Outcome>> {
+    fn run(self, attempts: u32) -> Result<Vec<Outcome>> {
         let shares_cpu = cpu::allowed().len() < 2;
         if let Some(cpu) = self.cpu {
             cpu::pin(cpu).with_context(|| format!("run on CPU {cpu}"))?;
@@ -236,14 +237,21 @@ impl Run {
             target.run(&mut lanes, &mut pattern, time, commands, shares_cpu)?;
         }
         let time = Duration::from_secs_f64(self.seconds);
-        let used = || self.server_pid.map(cpu::time_of_process).transpose().context("the server's CPU time");
-        let mut outcomes = Vec::new();
-        for _ in 0..self.repeat {
+        let mut one = || -> Result<Outcome> {
+            let used = || self.server_pid.map(Account::of).transpose().context("the server's CPU time");
             let before = used()?;
             let mut outcome = target.run(&mut lanes, &mut pattern, time, commands, shares_cpu)?;
             if let (Some(before), Some(after)) = (before, used()?) {
-                outcome.server_ns = Some((after - before) as f64 / outcome.commands.max(1) as f64);
+                outcome.server_ns = Some((after.ran - before.ran) as f64 / outcome.commands.max(1) as f64);
             }
+            Ok(outcome)
+        };
+        let mut outcomes = Vec::new();
+        for _ in 0..self.repeat {
+            // On one CPU they always disturb each other.
+            let attempts = if shares_cpu { 1 } else { attempts };
+            let (mut outcome, disturbed) = steady(attempts, self.server_pid, &mut one)?;
+            outcome.disturbed = disturbed;
             outcomes.push(outcome);
         }
         drop(lanes);
@@ -254,13 +262,29 @@ impl Run {
 
 impl Copies {
     /// Copies in a second, by case.
-    fn run(self) -> Result<Vec<f64>> {
+    fn run(self, attempts: u32) -> Result<Vec<f64>> {
         let mut memory = Memory::private(self.memory)?;
         let time = Duration::from_secs_f64(self.seconds);
         let mut one = |Case { size, buffers, writes }: &Case| {
             ensure!(*size <= self.memory, "copies are smaller than the memory");
-            copy::copies(self.cpu, &mut memory, self.memory, *size, *buffers, *writes, time)
+            let mut copies =
+                || copy::copies(self.cpu, &mut memory, self.memory, *size, *buffers, *writes, time);
+            Ok(steady(attempts, None, &mut copies)?.0)
         };
         self.cases.iter().map(&mut one).collect()
+    }
+}
+
+impl Echo {
+    fn run(self, attempts: u32) -> Result<Vec<Outcome>> {
+        let (Cpus { server_cpu, client_cpu }, depth) = (self.cpus, self.depth.into());
+        let time = Duration::from_secs_f64(self.seconds);
+        let one = |_| {
+            let (mut outcome, disturbed) =
+                steady(attempts, None, || echo::echo(client_cpu, server_cpu, depth, time))?;
+            outcome.disturbed = disturbed;
+            Ok(outcome)
+        };
+        (0..self.repeat).map(one).collect()
     }
 }

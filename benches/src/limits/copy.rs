@@ -29,12 +29,12 @@ pub fn copies(
     let stride = bytes.next_multiple_of(4096) + 4096;
     let mut guest = Memory::shared(stride * buffers)?;
     let mut pattern = Pattern::new(Order::Random, writes, 1, (span / bytes) as u64, 3);
-    let (write, _) = Pattern::new(Order::Random, 100, 1, 1, 1).next();
+    let (write, _) = Pattern::new(Order::Random, 100, 1, 1, 1).draw();
     let (mut count, mut buffer) = (0u64, 0);
     let start = Instant::now();
     loop {
         for _ in 0..STEP {
-            let (opcode, place) = pattern.next();
+            let (opcode, place) = pattern.draw();
             let (place, at) = (place as usize * bytes, buffer * stride);
             if opcode == write {
                 guest.copy_to(at, memory, place, bytes);

@@ -1,4 +1,4 @@
-//! [`Echo`]: a server that does nothing. Its thread sees tail doorbells in shared memory and posts as many completions,
+//! [`echo`]: a server that does nothing. Its thread sees tail doorbells in shared memory and posts as many completions,
 //! without a look at a command. With the client's own loop on the other CPU that is the limit for a null device.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -20,18 +20,12 @@ const SQ: usize = ENTRIES * 64;
 const CQ: usize = ENTRIES * 16;
 const DOORBELLS: usize = SQ + CQ;
 
-/// Runs the client's loop on `client` against a thread on `server` that completes everything at once, `times` times,
-/// with `depth` (1 to 255) commands in flight on one queue.
+/// Runs the client's loop on `client` against a thread on `server` that completes everything at once, with `depth` (1 to
+/// 255) commands in flight on one queue.
 ///
 /// # Errors
 /// A CPU is not there, or there is no memory.
-pub fn echo(
-    client: usize,
-    server: usize,
-    depth: usize,
-    times: usize,
-    time: Duration,
-) -> Result<Vec<Outcome>> {
+pub fn echo(client: usize, server: usize, depth: usize, time: Duration) -> Result<Outcome> {
     let memory = Memory::shared(DOORBELLS + 4096)?;
     memory.words(0, (DOORBELLS + 4096) / 8).iter().for_each(|word| word.store(0, Ordering::Relaxed));
     let (tail, head) = (Padded(AtomicU32::new(0)), Padded(AtomicU32::new(0)));
@@ -44,18 +38,18 @@ pub fn echo(
             serve(&tail.0, cq, depth, shares_cpu, &stop.0);
             Ok(())
         });
-        let outcomes = (|| {
+        let outcome = (|| {
             pin(client)?;
             let rings = Rings { id: 1, sq, cq, tail: &tail.0, head: &head.0 };
             let mut lanes = [Lane::new(rings, &vec![Command::default(); depth])];
             let mut pattern = Pattern::new(Order::Random, 0, 8, 1 << 21, 1);
             let mut one = |time| run(&mut lanes, &mut pattern, Limit::time(time), 4096, shares_cpu);
             one(time / 4)?;
-            (0..times).map(|_| one(time).context("the server that does nothing")).collect()
+            one(time).context("the server that does nothing")
         })();
         stop.0.store(true, Ordering::Release);
         server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        outcomes
+        outcome
     })
 }
 

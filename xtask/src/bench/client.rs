@@ -29,6 +29,8 @@ pub struct Outcome {
     pub bytes_per_second: f64,
     pub latency_ns: Latency,
     pub server_ns: Option<f64>,
+    /// For which part of the time other programs kept client or server from running.
+    pub disturbed: f64,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -69,6 +71,13 @@ pub fn serve(setting: &Setting, name: &str, mode: Option<&str>, device: &str) ->
     Server::start(command, socket, setting.directory.join(format!("{name}.log")), short)
 }
 
+/// The client, to measure something.
+fn client(setting: &Setting, what: &str) -> Command {
+    let mut command = Command::new(&setting.client);
+    command.args([what, "--attempts", &setting.pace.attempts.to_string()]);
+    command
+}
+
 fn read<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
     let output =
         command.stdin(Stdio::null()).stderr(Stdio::piped()).output().with_context(|| line(command))?;
@@ -79,8 +88,8 @@ fn read<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
 
 /// One run of the client for so many seconds.
 pub fn run(setting: &Setting, server: &Server, point: Point, seconds: f64) -> Result<Outcome> {
-    let mut command = Command::new(&setting.client);
-    command.arg("run").arg("--socket").arg(server.socket());
+    let mut command = client(setting, "run");
+    command.arg("--socket").arg(server.socket());
     command.args(["--rw", point.rw, "--size", point.size, "--warmup", "0.1"]);
     command.args(["--depth", &point.depth.to_string(), "--idle-queues", &point.idle_queues.to_string()]);
     command.args(["--seconds", &seconds.to_string(), "--server-pid", &server.pid().to_string()]);
@@ -93,8 +102,8 @@ pub fn run(setting: &Setting, server: &Server, point: Point, seconds: f64) -> Re
 
 /// Writes the whole disk once.
 pub fn fill(setting: &Setting, server: &Server) -> Result<()> {
-    let mut command = Command::new(&setting.client);
-    command.arg("run").arg("--socket").arg(server.socket());
+    let mut command = client(setting, "run");
+    command.arg("--socket").arg(server.socket());
     command.args(["--rw", "write", "--size", "128K", "--fill", "--warmup", "0", "--commands", "1"]);
     read::<Vec<Outcome>>(&mut command).map(drop)
 }
@@ -104,14 +113,14 @@ pub fn round_trip(setting: &Setting) -> Result<Option<f64>> {
     if setting.machine.is_shared() {
         return Ok(None);
     }
-    read(cpus(Command::new(&setting.client).arg("line"), setting)).map(Some)
+    read(cpus(&mut client(setting, "line"), setting)).map(Some)
 }
 
 /// Commands in a second of a server that does nothing.
 pub fn echo(setting: &Setting, depth: u32) -> Result<Outcome> {
     let seconds = setting.pace.limit_seconds.to_string();
-    let mut command = Command::new(&setting.client);
-    cpus(command.arg("echo"), setting);
+    let mut command = client(setting, "echo");
+    cpus(&mut command, setting);
     command.args(["--depth", &depth.min(255).to_string(), "--repeat", "1", "--seconds", &seconds]);
     let outcomes: Vec<Outcome> = read(&mut command)?;
     outcomes.into_iter().next().context("the client printed no outcome")
@@ -124,8 +133,8 @@ fn cpus<'a>(command: &'a mut Command, setting: &Setting) -> &'a mut Command {
 
 /// Copies in a second on the server's CPU, for each kind.
 pub fn copies(setting: &Setting, kinds: &[Copies]) -> Result<Vec<f64>> {
-    let mut command = Command::new(&setting.client);
-    command.args(["copy", "--cpu", &setting.machine.server_cpu.to_string()]);
+    let mut command = client(setting, "copy");
+    command.args(["--cpu", &setting.machine.server_cpu.to_string()]);
     command.args(["--seconds", &setting.pace.limit_seconds.to_string()]);
     for Copies { size, buffers, writes } in kinds {
         command.args(["--case", &format!("{size}:{buffers}:{writes}")]);

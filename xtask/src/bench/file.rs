@@ -62,7 +62,7 @@ fn write(path: &Path) -> Result<()> {
     }
     let mut file = File::create(path).with_context(|| path.display().to_string())?;
     // Bytes that no file system or disk stores as zeroes.
-    let block: Vec<u8> = (0..1 << 20).map(|at: usize| (at * 31 >> 3) as u8 | 1).collect();
+    let block: Vec<u8> = (0..1 << 20).map(|at: usize| ((at * 31) >> 3) as u8 | 1).collect();
     for _ in 0..SIZE / block.len() {
         file.write_all(&block).with_context(|| path.display().to_string())?;
     }

@@ -68,10 +68,12 @@ pub struct Pace {
     pub seconds: f64,
     /// Seconds of one measurement of a limit.
     pub limit_seconds: f64,
+    /// How often to measure at most while other programs disturb it.
+    pub attempts: u32,
 }
 
-const QUICK: Pace = Pace { runs: 3, seconds: 0.3, limit_seconds: 0.1 };
-const THOROUGH: Pace = Pace { runs: 5, seconds: 1.5, limit_seconds: 0.4 };
+const QUICK: Pace = Pace { runs: 3, seconds: 0.3, limit_seconds: 0.1, attempts: 2 };
+const THOROUGH: Pace = Pace { runs: 5, seconds: 1.5, limit_seconds: 0.4, attempts: 8 };
 
 /// What every area needs.
 pub struct Setting {

@@ -33,8 +33,13 @@ pub fn latency(report: &Report) -> String {
         };
         all.push(series(format!("{}, p50", curve.disk), false, |o| o.latency_ns.p50));
         all.push(series(format!("{}, p99", curve.disk), true, |o| o.latency_ns.p99));
-        let spdk = curve.spdk.iter().filter(|(_, _, p50)| p50.1 > 0.0);
-        all.push(range(curve, colour, "p50", spdk.map(|(depth, _, p50)| (*depth, p50.0, p50.1)).collect()));
+        let spdk = curve.spdk.iter().filter(|spdk| spdk.p50_ns.1 > 0.0);
+        all.push(range(
+            curve,
+            colour,
+            "p50",
+            spdk.map(|spdk| (spdk.depth, spdk.p50_ns.0, spdk.p50_ns.1)).collect(),
+        ));
     }
     draw("Latency of 4 KiB random reads", report, "latency", nanoseconds, &all)
 }
@@ -50,7 +55,7 @@ pub fn throughput(report: &Report) -> String {
             is_range: false,
             points: curve.points.iter().map(|(depth, o)| (*depth, o.iops, o.iops)).collect(),
         });
-        let spdk = curve.spdk.iter().map(|(depth, iops, _)| (*depth, iops.0, iops.1)).collect();
+        let spdk = curve.spdk.iter().map(|spdk| (spdk.depth, spdk.iops.0, spdk.iops.1)).collect();
         all.push(range(curve, colour, "", spdk));
     }
     draw("4 KiB random reads in a second", report, "IOPS", commands, &all)

@@ -9,6 +9,9 @@ use super::{Setting, median};
 use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The part of its time that a figure may be disturbed without a word about it.
+const DISTURBED: f64 = 0.05;
+
 /// Everything that a run found out.
 #[derive(Serialize)]
 pub struct Report {
@@ -40,6 +43,8 @@ pub struct Row {
     pub p999_ns: f64,
     /// Of the server's CPU time for each command.
     pub server_ns: Option<f64>,
+    /// For which part of the time other programs kept client or server from running: the median run.
+    pub disturbed: f64,
     /// SPDK's figure: two sittings.
     pub spdk: Option<(f64, f64)>,
     pub spdk_p50_ns: Option<(f64, f64)>,
@@ -65,14 +70,24 @@ pub struct Bound {
 pub struct Curve {
     pub disk: &'static str,
     pub points: Vec<(u32, Outcome)>,
-    /// SPDK's at some depths: commands in a second, median latency.
-    pub spdk: Vec<(u32, (f64, f64), (f64, f64))>,
+    pub spdk: Vec<Spdk>,
+}
+
+/// SPDK's figures at one depth: two sittings.
+#[derive(Serialize)]
+pub struct Spdk {
+    pub depth: u32,
+    pub iops: (f64, f64),
+    /// 0 where they are unknown.
+    pub p50_ns: (f64, f64),
 }
 
 impl Curve {
     pub fn new(disk: &'static Disk, points: Vec<(u32, Outcome)>) -> Self {
         let goals = disk.goals.iter().filter(|goal| goal.point.rw == "randread" && goal.point.size == "4K");
-        let spdk = goals.map(|goal| (goal.point.depth, goal.spdk, goal.spdk_p50)).collect();
+        let spdk = goals
+            .map(|goal| Spdk { depth: goal.point.depth, iops: goal.spdk, p50_ns: goal.spdk_p50 })
+            .collect();
         Self { disk: disk.name, points, spdk }
     }
 }
@@ -88,6 +103,7 @@ impl Row {
             p99_ns: 0.0,
             p999_ns: 0.0,
             server_ns: None,
+            disturbed: 0.0,
             spdk: None,
             spdk_p50_ns: None,
             limit_name: "",
@@ -103,6 +119,7 @@ impl Row {
         self.p50_ns = of(|o| o.latency_ns.p50);
         self.p99_ns = of(|o| o.latency_ns.p99);
         self.p999_ns = of(|o| o.latency_ns.p999);
+        self.disturbed = of(|o| o.disturbed);
         let server: Vec<f64> = outcomes.iter().filter_map(|o| o.server_ns).collect();
         self.server_ns = (!server.is_empty()).then(|| median(&server));
     }
@@ -227,6 +244,10 @@ impl Report {
         );
         for row in &rows {
             println!("{}", row.line());
+            if row.disturbed > DISTURBED {
+                let part = row.disturbed * 100.0;
+                println!("    Other programs took {part:.0} % of the time on these CPUs: this says little.");
+            }
             for bound in row.bounds.iter().filter(|bound| bound.at_most.is_some() || !bound.met) {
                 let (sign, limit) = match (bound.at_least, bound.at_most) {
                     (Some(limit), _) => ("≥", limit),
