@@ -75,6 +75,7 @@ impl Target {
     /// The controller does not have what the workload needs, or refuses it.
     pub fn new(controller: &Controller, namespace: u32, workload: &Workload) -> Result<Self> {
         let (blocks, block_size) = geometry(controller, namespace)?;
+        ensure!(blocks > 0, "the controller has no namespace {namespace}");
         let (wanted, limit) =
             (u32::from(workload.queues + workload.idle_queues), u32::from(controller.cap().mqes_z()) + 1);
         let (granted, _) = controller.request_queues(wanted as u16)?;

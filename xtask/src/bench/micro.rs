@@ -20,9 +20,16 @@ pub fn run(quick: bool) -> Result<Vec<Micro>> {
     let directory = target().join("criterion");
     // What is there afterwards is of this run.
     let _ = fs::remove_dir_all(&directory);
-    let (warm, measure) = if quick { ("0.2", "0.5") } else { ("1", "3") };
+    let (warm, measure, resamples) = if quick { ("0.1", "0.3", "1001") } else { ("1", "3", "100000") };
     let mut command = cargo(["bench", "-p", "quarry-bench", "--bench", "micro", "--", "--noplot"]);
-    process::run(command.args(["--warm-up-time", warm, "--measurement-time", measure]))?;
+    process::run(command.args([
+        "--warm-up-time",
+        warm,
+        "--measurement-time",
+        measure,
+        "--nresamples",
+        resamples,
+    ]))?;
     let mut found = Vec::new();
     gather(&directory, &directory, &mut found)?;
     found.sort_by(|a: &Micro, b| a.name.cmp(&b.name));
