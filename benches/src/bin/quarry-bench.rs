@@ -251,7 +251,7 @@ impl Run {
             // On one CPU they always disturb each other.
             let attempts = if shares_cpu { 1 } else { attempts };
             let (mut outcome, disturbed) = steady(attempts, self.server_pid, &mut one)?;
-            outcome.disturbed = disturbed;
+            outcome.disturbed = if shares_cpu { 0.0 } else { disturbed };
             outcomes.push(outcome);
         }
         drop(lanes);

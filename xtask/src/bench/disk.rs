@@ -2,7 +2,7 @@
 
 use super::client::{self, Outcome, Point};
 use super::goals::{Copies, Disk, Goal, Limit};
-use super::report::{Curve, Report, Row};
+use super::report::{Curve, LATENCY, Report, Row};
 use super::{Setting, median};
 use anyhow::{Context, Result};
 
@@ -25,8 +25,11 @@ pub fn run(setting: &Setting, disk: &'static Disk, report: &mut Report) -> Resul
         }
     }
     let rows = disk.goals.iter().zip(&outcomes).zip(&limits);
-    let rows: Vec<Row> =
+    let mut rows: Vec<Row> =
         rows.map(|((goal, outcomes), limits)| row(disk.name, goal, outcomes, limits)).collect();
+    for (row, _) in rows.iter_mut().zip(disk.goals).filter(|(_, goal)| goal.p50 > 0.0) {
+        row.floor_ns = (!report.round_trips.is_empty()).then(|| median(&report.round_trips));
+    }
     let mut points = Vec::new();
     for depth in DEPTHS {
         let point = Point { rw: "randread", size: "4K", depth, idle_queues: 0 };
@@ -100,7 +103,7 @@ fn row(area: &str, goal: &Goal, outcomes: &[Outcome], limits: &[f64]) -> Row {
     row.spdk(goal.spdk, goal.spdk_p50, goal.times_spdk);
     if goal.p50 > 0.0 {
         let p50 = row.p50_ns;
-        row.at_most("p50 in ns", p50, goal.p50);
+        row.at_most(LATENCY, p50, goal.p50);
     }
     if let Some(server_ns) = row.server_ns.filter(|_| goal.server_ns > 0.0) {
         row.at_most("ns of server time", server_ns, goal.server_ns);

@@ -9,6 +9,9 @@ use super::{Setting, median};
 use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The bound on the median latency.
+pub const LATENCY: &str = "p50 in ns";
+
 /// The part of its time that a figure may be disturbed without a word about it.
 const DISTURBED: f64 = 0.05;
 
@@ -45,6 +48,8 @@ pub struct Row {
     pub server_ns: Option<f64>,
     /// For which part of the time other programs kept client or server from running: the median run.
     pub disturbed: f64,
+    /// A cache line's round trip, where there is a bound on the latency.
+    pub floor_ns: Option<f64>,
     /// SPDK's figure: two sittings.
     pub spdk: Option<(f64, f64)>,
     pub spdk_p50_ns: Option<(f64, f64)>,
@@ -104,6 +109,7 @@ impl Row {
             p999_ns: 0.0,
             server_ns: None,
             disturbed: 0.0,
+            floor_ns: None,
             spdk: None,
             spdk_p50_ns: None,
             limit_name: "",
@@ -189,7 +195,7 @@ impl Row {
             (_, false) => "no",
         };
         format!(
-            "{:<36}{:>11}{:>9}{:>9}{:>8} │{:>19}{:>15} │{:>11}{:>15} │ {met}",
+            "{:<36}{:>11}{:>9}{:>9}{:>10} │{:>21}{:>15} │{:>11}{:>15} │ {met}",
             self.name,
             self.amount(self.value),
             time(self.p50_ns),
@@ -230,7 +236,7 @@ impl Report {
     /// Adds rows and prints them as a table.
     pub fn add(&mut self, rows: Vec<Row>) {
         println!(
-            "\n{:<36}{:>11}{:>9}{:>9}{:>8} │{:>19}{:>15} │{:>11}{:>15} │ met\n{}",
+            "\n{:<36}{:>11}{:>9}{:>9}{:>10} │{:>21}{:>15} │{:>11}{:>15} │ met\n{}",
             "",
             "Quarry",
             "p50",
@@ -240,7 +246,7 @@ impl Report {
             "ratio",
             "limit",
             "ratio",
-            "─".repeat(152)
+            "─".repeat(150)
         );
         for row in &rows {
             println!("{}", row.line());
@@ -254,7 +260,10 @@ impl Report {
                     (_, limit) => ("≤", limit.unwrap_or_default()),
                 };
                 let met = if bound.met { "" } else { "   not met" };
-                println!("    {}: {:.2}, should be {sign} {limit}{met}", bound.what, bound.value);
+                let floor = row.floor_ns.filter(|_| bound.what == LATENCY);
+                let floor =
+                    floor.map_or(String::new(), |ns| format!(" (a cache line's round trip: {ns:.0})"));
+                println!("    {}: {:.2}, should be {sign} {limit:.2}{floor}{met}", bound.what, bound.value);
             }
         }
         self.rows.extend(rows);
