@@ -4,7 +4,7 @@
 //! conveniences at the end of [`QueuePair`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nvme_spec::registers::{DOORBELLS, doorbell_offset};
@@ -80,6 +80,15 @@ impl Doorbell {
                 Ok(())
             }
             Self::Message(link, offset) => link.write32(*offset, value),
+        }
+    }
+
+    /// The register itself, where it is in shared memory: for loops that ring millions of times in a second. What is
+    /// stored there must be little-endian, and comes after what the controller has to see (Release).
+    pub fn word(&self) -> Option<&AtomicU32> {
+        match self {
+            Self::Mapped(mapping, offset) => Some(mapping.u32(*offset)),
+            Self::Message(..) => None,
         }
     }
 

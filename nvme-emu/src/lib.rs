@@ -20,6 +20,9 @@ mod doorbells;
 mod engine;
 mod error_log;
 mod home;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod latch;
 mod memory;
 mod nvm;

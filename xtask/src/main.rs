@@ -1,8 +1,10 @@
-//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `check`, `ci`.
+//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `bench`, `check`, `ci`.
 
+mod bench;
 mod ci;
 mod demo;
 mod process;
+mod server;
 mod setup;
 mod test;
 
@@ -37,6 +39,12 @@ enum Task {
     /// Ends with one line, "N passed, N failed". What cannot run on this machine is counted as skipped, or as failed
     /// where CI=true. QUARRY_FUZZ_SECONDS sets the time for each fuzz target (60).
     Test(test::Test),
+    /// Measures Quarry beside SPDK's figures and beside what the machine allows
+    ///
+    /// A server on one CPU, a client on another, no guest between. Prints tables, and writes result.json, latency.svg and
+    /// throughput.svg to target/bench. Ends with 0 unless a bound on what is counted (instructions, allocations, system
+    /// calls, interrupts) is broken: what is timed depends on the machine. docs/performance.md says what the figures mean.
+    Bench(bench::Bench),
     /// What has to be true of every change besides its tests: formatted, free of warnings
     Check,
     /// `check`, then `test`
@@ -48,6 +56,7 @@ fn main() -> Result<()> {
         Task::Setup => setup::everything(),
         Task::Demo(demo) => demo.run(),
         Task::Test(test) => test.run(),
+        Task::Bench(bench) => bench.run(),
         Task::Check => ci::check(),
         Task::Ci => ci::run(),
     }

@@ -25,11 +25,16 @@ pub fn everything() -> Result<()> {
 
 /// Debian packages of the host.
 pub fn packages() -> Result<()> {
+    debian(PACKAGES)
+}
+
+/// Those of `packages` that are missing, where this is Debian and root.
+pub fn debian(packages: &[&str]) -> Result<()> {
     let installed = |package: &&&str| {
         let output = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();
         output.is_ok_and(|output| output.stdout == b"install ok installed")
     };
-    let missing: Vec<&str> = PACKAGES.iter().filter(|package| !installed(package)).copied().collect();
+    let missing: Vec<&str> = packages.iter().filter(|package| !installed(package)).copied().collect();
     if missing.is_empty() {
         eprintln!("setup: Debian packages: already there");
         return Ok(());

@@ -1,18 +1,17 @@
 //! `cargo xtask demo`: from nothing to a measured disk in a guest.
 
 mod fio;
-mod picture;
-mod report;
-mod server;
+pub mod picture;
+pub mod report;
 
 use crate::process::{self, say};
+use crate::server::Server;
 use crate::setup;
 use anyhow::{Context, Result};
 use clap::Args;
 use fio::Measurement;
 use qemu_configs::{Accel, Guest};
 use report::Report;
-use server::Server;
 use std::fs;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -37,7 +36,7 @@ impl Demo {
             let _ = fs::remove_file(directory.join(name));
         }
 
-        let server = Server::start(&quarry, &directory)?;
+        let server = Server::image(&quarry, &directory)?;
         say("boot a guest with that disk");
         let guest = Guest::builder().accel(Accel::BestEffortKvm).disk(server.socket()).start_with(&assets)?;
         let by = if guest.is_kvm() { "KVM" } else { "an emulated CPU (KVM does not work here)" };

@@ -174,6 +174,7 @@ fn legend(svg: &mut String, measurements: &[Measurement]) {
     }
 }
 
-fn escape(text: &str) -> String {
+/// Text as XML has it.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

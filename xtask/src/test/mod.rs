@@ -5,9 +5,10 @@ mod fuzz;
 mod sanitizer;
 mod tally;
 
+use crate::bench::counts;
 use crate::process::{build_quarry, cargo, line, say, target};
 use crate::setup;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use failures::Failures;
 use std::io::{BufRead, BufReader, IsTerminal};
@@ -60,6 +61,7 @@ impl Test {
         self.nextest(&quarry, tally)?;
         if self.filter.is_empty() {
             documentation(tally)?;
+            counts(tally);
         }
         if self.filter.is_empty() && !self.quick {
             loom(tally)?;
@@ -105,6 +107,26 @@ impl Test {
 /// The examples in the documentation, which nextest does not run.
 fn documentation(tally: &mut Tally) -> Result<()> {
     libtest("documentation", &mut cargo(["test", "--doc", "--workspace", "--no-fail-fast"]), tally)
+}
+
+/// What an I/O costs: instructions, allocations, system calls, interrupts.
+fn counts(tally: &mut Tally) {
+    if !counts::can_run() {
+        return tally.cannot_run("counts: valgrind is not installed", 1);
+    }
+    match counts::run(false) {
+        Ok(counted) => {
+            eprintln!("{counted}");
+            for check in counted.checks() {
+                let explanation = || anyhow!("{}", check.explanation);
+                tally.step(
+                    &format!("counts: {}", check.what),
+                    check.met.then_some(()).ok_or_else(explanation),
+                );
+            }
+        }
+        Err(e) => tally.broken(&format!("counts: {e:#}")),
+    }
 }
 
 fn loom(tally: &mut Tally) -> Result<()> {

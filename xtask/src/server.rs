@@ -1,4 +1,4 @@
-//! The server of the demo's disk.
+//! A `quarry serve` of our own, for the demo and the benchmarks.
 
 use crate::process::{line, say};
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// A moment for the server's start and for its end, on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `quarry serve` with one disk that is a file.
+/// A running `quarry serve`. Killed on drop; [`Self::stop`] is the clean way.
 pub struct Server {
     child: Child,
     socket: PathBuf,
@@ -22,11 +22,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it on a fresh image in `directory` and waits until it listens.
-    pub fn start(quarry: &Path, directory: &Path) -> Result<Self> {
+    /// Serves one disk, a fresh image in `directory`, and waits until it listens.
+    pub fn image(quarry: &Path, directory: &Path) -> Result<Self> {
         let short = tempfile::Builder::new().prefix("quarry-demo-").tempdir()?;
         let (socket, image) = (short.path().join("disk.sock"), directory.join("disk.img"));
-        let log = directory.join("quarry.log");
         match fs::remove_file(&image) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(e).context(image.display().to_string());
@@ -36,10 +35,21 @@ impl Server {
         let mut command = Command::new(quarry);
         command.arg("serve").arg("--socket").arg(&socket);
         command.arg("--disk").arg(format!("file:{},size=2G", image.display()));
+        Self::start(command, socket, directory.join("quarry.log"), short)
+    }
+
+    /// Runs the command, which serves on `socket` in `short`, and waits until it listens.
+    pub fn start(
+        mut command: Command,
+        socket: PathBuf,
+        log: PathBuf,
+        short: tempfile::TempDir,
+    ) -> Result<Self> {
         say(&line(&command));
         let output = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let child = qemu_configs::spawn(command).with_context(|| quarry.display().to_string())?;
+        let program = command.get_program().display().to_string();
+        let child = qemu_configs::spawn(command).context(program)?;
         let mut server = Self { child, socket, log, _directory: short };
         let start = Instant::now();
         while !listens(&server.socket) {
@@ -52,14 +62,31 @@ impl Server {
         Ok(server)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Does something while the server is halted, so that it takes no CPU time. It must have no client.
+    pub fn while_halted<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.signal(Signal::STOP)?;
+        let result = work();
+        self.signal(Signal::CONT)?;
+        result
+    }
+
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
     /// Ends it as an operator would, and expects that it ends well.
     pub fn stop(mut self) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
-        kill_process(pid, Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         let start = Instant::now();
         let status: ExitStatus = loop {
             if let Some(status) = self.child.try_wait()? {

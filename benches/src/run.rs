@@ -1,0 +1,160 @@
+//! [`run`]: drives lanes for a time or a number of commands, and says what came of it.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{nanoseconds, ticks, ticks_in};
+use crate::histogram::Histogram;
+use crate::lane::{Job, Lane, Wrong};
+use crate::pattern::Pattern;
+
+/// When a run ends: whichever comes first. Commands in flight then are waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// No command is sent after this time.
+    pub time: Duration,
+    /// Commands to send.
+    pub commands: u64,
+}
+
+impl Limit {
+    /// A time.
+    pub fn time(time: Duration) -> Self {
+        Self { time, commands: u64::MAX }
+    }
+
+    /// A number of commands.
+    pub fn commands(commands: u64) -> Self {
+        Self { time: Duration::from_secs(3600), commands }
+    }
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A completion is wrong.
+    #[error(transparent)]
+    Wrong(#[from] Wrong),
+    /// Nothing completes any more.
+    #[error("nothing completed for {0:?}, with {1} commands in flight")]
+    Stuck(Duration, u32),
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Commands completed, all of them well.
+    pub commands: u64,
+    /// Seconds from the first command to the last completion.
+    pub seconds: f64,
+    /// Commands in a second.
+    pub iops: f64,
+    /// Bytes in a second.
+    pub bytes_per_second: f64,
+    /// Nanoseconds from sending a command to seeing its completion.
+    pub latency_ns: Latency,
+    /// Nanoseconds of the server's CPU time for each command, where its process is known.
+    pub server_ns: Option<f64>,
+    /// For which part of the time other programs kept client or server from running.
+    pub disturbed: f64,
+}
+
+/// Percentiles in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Latency {
+    /// Median.
+    pub p50: f64,
+    /// 99 of 100 took no longer.
+    pub p99: f64,
+    /// 999 of 1000 took no longer.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+    /// Mean.
+    pub mean: f64,
+}
+
+impl Outcome {
+    /// Of a histogram in ticks.
+    pub fn new(latencies: &Histogram, elapsed: Duration, bytes: u64) -> Self {
+        let (commands, seconds) = (latencies.len(), elapsed.as_secs_f64());
+        let iops = commands as f64 / seconds;
+        let at = |part| nanoseconds(latencies.percentile(part));
+        Self {
+            commands,
+            seconds,
+            iops,
+            bytes_per_second: iops * bytes as f64,
+            latency_ns: Latency {
+                p50: at(0.5),
+                p99: at(0.99),
+                p999: at(0.999),
+                max: nanoseconds(latencies.max()),
+                mean: latencies.mean() / crate::clock::rate(),
+            },
+            server_ns: None,
+            disturbed: 0.0,
+        }
+    }
+}
+
+/// Polls without a completion after which the system's clock is looked at, and the CPU given away if it is shared.
+const PATIENT_POLLS: u64 = 1 << 20;
+const SHARED_POLLS: u64 = 1 << 8;
+/// No single command takes that long, unless it never ends.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// Runs all lanes in this thread. `bytes` are those of a command. With `shares_cpu` the other side has no CPU of its
+/// own: this thread gives its CPU away when it waits.
+///
+/// # Errors
+/// [`Failure`]. The lanes are of no use any more then.
+pub fn run(
+    lanes: &mut [Lane<'_>],
+    pattern: &mut Pattern,
+    limit: Limit,
+    bytes: u64,
+    shares_cpu: bool,
+) -> Result<Outcome, Failure> {
+    let mut latencies = Histogram::default();
+    let polls = if shares_cpu { SHARED_POLLS } else { PATIENT_POLLS };
+    let time = ticks_in(limit.time);
+    let start = Instant::now();
+    let mut job = Job {
+        pattern,
+        latencies: &mut latencies,
+        left: limit.commands,
+        deadline: ticks().saturating_add(time),
+    };
+    lanes.iter_mut().for_each(|lane| lane.fill(&mut job));
+    let (mut waited, mut last) = (0u64, start);
+    loop {
+        let (mut taken, mut in_flight) = (0, 0);
+        for lane in lanes.iter_mut() {
+            taken += lane.turn(&mut job)?;
+            in_flight += lane.in_flight();
+        }
+        if in_flight == 0 {
+            break;
+        }
+        if taken > 0 {
+            waited = 0;
+            continue;
+        }
+        waited += 1;
+        if waited % polls == 0 {
+            if shares_cpu {
+                std::thread::yield_now();
+            }
+            let now = Instant::now();
+            if waited == polls {
+                last = now;
+            }
+            if now.duration_since(last) > STUCK {
+                return Err(Failure::Stuck(STUCK, in_flight));
+            }
+        }
+    }
+    Ok(Outcome::new(&latencies, start.elapsed(), bytes))
+}
