@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use block::{Device, Reactor};
 use nvme_driver::transport::{CONFIG, MappableArea, Transport};
 use nvme_driver::{Arena, Controller, Error, MapAccess, Options};
-use nvme_emu::{ControllerConfig, NamespaceConfig, Subsystem, SubsystemConfig, Worker};
+use nvme_emu::{ControllerConfig, Limits, NamespaceConfig, Subsystem, SubsystemConfig, Worker};
 use nvme_spec::Command;
 use vfio_user_server::PciFunction;
 use vfio_user_server::dma::MapFlags;
@@ -59,7 +59,13 @@ impl Rig {
             model: "Counts".into(),
         })?;
         let info = device.info();
-        subsystem.add_namespace(NamespaceConfig { nsid: None, device, uuid: [1; 16], read_only: false })?;
+        subsystem.add_namespace(NamespaceConfig {
+            nsid: None,
+            device,
+            uuid: [1; 16],
+            read_only: false,
+            limits: Limits::default(),
+        })?;
         let (function, seeds) = nvme_emu::Controller::new(subsystem, ControllerConfig::default())?;
         let reactor = Reactor::new(256)?;
         let worker = seeds.into_iter().next().context("a controller has a worker")?.start(&reactor);

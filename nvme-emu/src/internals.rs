@@ -8,6 +8,7 @@ use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaFault, DmaTable, Hint};
 
 use crate::doorbells::Doorbells;
+use crate::limits::{Limiter, Limits};
 use crate::nvm::{self, OpenNamespace, Request};
 use crate::queue::{self, CompletionQueue};
 use crate::transfer::{self, Transfer};
@@ -22,7 +23,12 @@ impl Decoder {
     /// The device gives no channel.
     pub fn new(device: &dyn Device, reactor: &Reactor) -> Result<Self, block::Error> {
         let channel = device.channel(reactor)?.into();
-        Ok(Self(OpenNamespace { channel, info: device.info(), read_only: false }))
+        Ok(Self(OpenNamespace {
+            channel,
+            info: device.info(),
+            read_only: false,
+            limiter: Arc::new(Limiter::new(Limits::default())),
+        }))
     }
 
     /// Bytes of a read or write, or the status of a command that is none.
@@ -83,8 +89,9 @@ impl Completions {
         debug_assert!(room.is_ok_and(|room| room >= count), "room for the run");
         for cid in 0..count {
             self.cq.reserve();
-            self.cq.post(queue::completion(1, 0, cid as u16, Status::SUCCESS, 0), table);
+            self.cq.post(queue::completion(1, 0, cid as u16, Status::SUCCESS, 0));
         }
+        self.cq.flush(table);
         self.head = (self.head + count) % self.entries;
         self.doorbells.store(1, true, self.head);
     }
