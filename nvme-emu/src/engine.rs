@@ -12,7 +12,7 @@ mod turn;
 
 use std::sync::Arc;
 
-use block::Reactor;
+use block::{Reactor, Segment};
 use nvme_spec::command::Command;
 use vfio_user_server::{Hint, RegionMask};
 use zerocopy::FromZeros;
@@ -20,9 +20,10 @@ use zerocopy::FromZeros;
 use self::clock::TurnClock;
 use self::drain::{Retirement, Stopping};
 use self::queues::Departure;
+use self::start::Counts;
 use self::throttle::Throttle;
 use self::turn::{BATCH, Share};
-use crate::memory::Memory;
+use crate::memory::{Memory, SlotGuard};
 use crate::nvm::OpenNamespace;
 use crate::queue::{CompletionQueue, SubmissionQueue};
 use crate::shared::Shared;
@@ -75,6 +76,10 @@ pub(crate) struct Engine {
     bus_master: bool,
     share: Share,
     throttle: Throttle,
+    /// Segment storage and guard of the next command.
+    storage: Vec<Segment>,
+    guard: SlotGuard,
+    counts: Counts,
     clock: TurnClock,
     /// Commands that were copied out of a queue and are being started.
     batch: Box<[Command; BATCH as usize]>,
@@ -115,6 +120,9 @@ impl Engine {
             bus_master: true,
             share: Share::default(),
             throttle: Throttle::default(),
+            storage: Vec::new(),
+            guard: SlotGuard::none(),
+            counts: Counts::default(),
             clock: TurnClock::default(),
             batch: Box::new([Command::new_zeroed(); BATCH as usize]),
             shadow: None,
@@ -127,6 +135,7 @@ impl Engine {
     pub(crate) fn refresh_memory(&mut self) -> Option<RegionMask> {
         let removed = self.memory.refresh()?;
         self.slots.set_current(self.memory.snapshot());
+        self.guard = SlotGuard::none();
         let table = self.memory.table();
         for sq in self.sqs.iter_mut().flatten() {
             if sq.map(table).is_err() {

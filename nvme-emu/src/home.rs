@@ -478,7 +478,7 @@ impl Up {
             let failure = Failure { sqid: 0, cid, status, lba: 0, nsid: 0 };
             engine.shared.errors().push(&failure);
         }
-        self.cq.post(completion(0, self.sq.head(), cid, status, result));
+        self.cq.post_reserved(completion(0, self.sq.head(), cid, status, result));
     }
 
     fn post_events(&mut self, engine: &Engine) {
@@ -492,7 +492,7 @@ impl Up {
             }
             let Some((cid, status, result)) = self.admin.events.next() else { return };
             self.cq.reserve();
-            self.cq.post(completion(0, self.sq.head(), cid, status, result));
+            self.cq.post_reserved(completion(0, self.sq.head(), cid, status, result));
         }
     }
 

@@ -53,33 +53,48 @@ impl Memory {
     }
 }
 
-/// A guard of one slot's `Io`s: as long as nobody but the slot holds it, neither a channel nor the kernel can
-/// touch the guest memory that the slot's command named.
-pub(crate) struct SlotGuard {
+/// A guard of one command's `Io`s: as long as nobody but the owner of this holds it, neither a channel nor the kernel can
+/// touch the guest memory that the command named.
+pub(crate) struct SlotGuard(Option<Held>);
+
+struct Held {
     snapshot: Rc<Snapshot>,
     erased: Rc<dyn Any>,
 }
 
 impl SlotGuard {
-    pub(crate) fn new(snapshot: &Rc<Snapshot>) -> Self {
-        // An allocation of its own, so that its count is this slot's count.
-        let erased: Rc<dyn Any> = Rc::new(snapshot.clone());
-        Self { snapshot: snapshot.clone(), erased }
+    /// A guard of nothing, which becomes one when it is needed.
+    pub(crate) fn none() -> Self {
+        Self(None)
     }
 
-    /// Whether it guards the given table.
+    /// Whether it guards the given table, or nothing.
     pub(crate) fn is_of(&self, snapshot: &Rc<Snapshot>) -> bool {
-        Rc::ptr_eq(&self.snapshot, snapshot)
+        self.0.as_ref().is_none_or(|held| Rc::ptr_eq(&held.snapshot, snapshot))
     }
 
-    /// A hold for an `Io`.
-    pub(crate) fn hold(&self) -> block::io::Guard {
-        self.erased.clone()
+    /// A hold for an `Io` on the memory of `snapshot`. Allocates only if that is another one than before, or an `Io`
+    /// still holds it.
+    #[inline]
+    pub(crate) fn hold_for(&mut self, snapshot: &Rc<Snapshot>) -> block::io::Guard {
+        match &self.0 {
+            Some(held) if Rc::ptr_eq(&held.snapshot, snapshot) && Rc::strong_count(&held.erased) == 1 => {
+                held.erased.clone()
+            }
+            _ => self.renew(snapshot),
+        }
+    }
+
+    #[cold]
+    fn renew(&mut self, snapshot: &Rc<Snapshot>) -> block::io::Guard {
+        // An allocation of its own, so that its count is this command's count.
+        let erased: Rc<dyn Any> = Rc::new(snapshot.clone());
+        self.0.insert(Held { snapshot: snapshot.clone(), erased }).erased.clone()
     }
 
     /// Whether no `Io` holds it.
     pub(crate) fn is_free(&self) -> bool {
-        Rc::strong_count(&self.erased) == 1
+        self.0.as_ref().is_none_or(|held| Rc::strong_count(&held.erased) == 1)
     }
 }
 
@@ -146,7 +161,9 @@ fn append(
     }
 }
 
-fn segment(ptr: NonNull<u8>, len: usize) -> Segment {
+/// A piece of guest memory, for an `Io`.
+#[inline]
+pub(crate) fn segment(ptr: NonNull<u8>, len: usize) -> Segment {
     // SAFETY: resolved from a DMA table that the slot's guard holds for the life of the `Io` (or static
     // memory); guest memory is never referenced from Rust.
     unsafe { Segment::new(ptr, len) }

@@ -45,6 +45,7 @@ pub(crate) enum Request {
 }
 
 /// Decodes a command for a namespace. `most` is MDTS in bytes.
+#[inline]
 pub(crate) fn decode(command: &Command, namespace: &OpenNamespace, most: usize) -> Result<Request, Status> {
     if command.fuse() != Fuse::NORMAL {
         return Err(Status::INVALID_FIELD_IN_COMMAND.with_dnr());
@@ -59,6 +60,7 @@ pub(crate) fn decode(command: &Command, namespace: &OpenNamespace, most: usize) 
     }
 }
 
+#[inline]
 fn blocks(command: &Command, namespace: &OpenNamespace, op: Op, most: usize) -> Result<Request, Status> {
     let dword = IoCdw12::from_bits(command.cdw12());
     if op != Op::Read && namespace.read_only {

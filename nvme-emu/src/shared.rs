@@ -76,11 +76,6 @@ pub(crate) struct Counters {
     pub(crate) media_errors: AtomicU64,
 }
 
-/// Adds to a counter that only the calling thread writes: no atomic read-modify-write.
-pub(crate) fn count(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-}
-
 /// A message to a worker.
 pub(crate) enum Message {
     /// Home: the registers were set to power-on; drop the token when the controller is down. `detach`: the

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use block::io::Guard;
 use block::reactor::Unparker;
 use block::{Completed, Error, IoFuture, Segment};
 use nvme_spec::command::Command;
@@ -80,12 +79,6 @@ impl Slot {
     fn is_unguarded(&self) -> bool {
         self.guard.as_ref().is_none_or(SlotGuard::is_free)
     }
-
-    /// A hold on the slot for an `Io`, which the slot is not free without.
-    pub(crate) fn hold(&mut self, snapshot: &Rc<Snapshot>) -> Guard {
-        let held = self.guard.take().filter(|guard| guard.is_of(snapshot) && guard.is_free());
-        self.guard.insert(held.unwrap_or_else(|| SlotGuard::new(snapshot))).hold()
-    }
 }
 
 /// The slots of one worker. Slots never move once made, so their futures are pinned.
@@ -97,6 +90,7 @@ pub(crate) struct Slots {
     throttled: usize,
     draining: Vec<u32>,
     owner: u32,
+    next_tag: u64,
     /// The newest DMA table: a slot that is free holds on to no other.
     current: Rc<Snapshot>,
 }
@@ -120,6 +114,7 @@ impl Slots {
             throttled: 0,
             draining: Vec::new(),
             owner,
+            next_tag: 0,
             current,
         }
     }
@@ -129,8 +124,21 @@ impl Slots {
         self.owner
     }
 
+    /// The tag of the `Io`s of the command that is started next. The caller asked [`Self::has_room`].
+    #[inline]
+    pub(crate) fn next_tag(&self) -> u64 {
+        self.next_tag
+    }
+
+    /// The free slot that is taken next has changed.
+    fn find_next(&mut self) {
+        if let Some(index) = self.free.last().copied() {
+            self.next_tag = self.io_tag(index);
+        }
+    }
+
     /// The tag of the `Io`s of a slot's command.
-    pub(crate) fn io_tag(&mut self, index: u32) -> u64 {
+    fn io_tag(&mut self, index: u32) -> u64 {
         // The highest bit is that of `own_tag`.
         let generation = self.get(index).generation & (u32::MAX >> 1 >> SLOT_BITS);
         u64::from(self.owner) << 32 | u64::from(generation << SLOT_BITS | index)
@@ -160,8 +168,14 @@ impl Slots {
     }
 
     /// Whether a command can be taken; makes more slots if need be, up to [`MAX_SLOTS`].
+    #[inline]
     pub(crate) fn has_room(&mut self) -> bool {
-        if self.free.is_empty() && self.chunks.len() * CHUNK < MAX_SLOTS {
+        !self.free.is_empty() || self.grow()
+    }
+
+    #[cold]
+    fn grow(&mut self) -> bool {
+        if self.chunks.len() * CHUNK < MAX_SLOTS {
             let first = (self.chunks.len() * CHUNK) as u32;
             let slot = |index| Slot {
                 tag: Tag::default(),
@@ -175,6 +189,7 @@ impl Slots {
             let chunk: Box<[Slot]> = (first..first + CHUNK as u32).map(slot).collect();
             self.chunks.push(chunk.into());
             self.free.extend((first..first + CHUNK as u32).rev());
+            self.find_next();
         }
         !self.free.is_empty()
     }
@@ -183,6 +198,7 @@ impl Slots {
     pub(crate) fn take(&mut self) -> Option<u32> {
         let index = self.free.pop()?;
         self.get(index).state = State::Starting;
+        self.find_next();
         Some(index)
     }
 
@@ -206,6 +222,7 @@ impl Slots {
             slot.guard = None;
         }
         self.free.push(index);
+        self.find_next();
     }
 
     pub(crate) fn get(&mut self, index: u32) -> &mut Slot {
@@ -244,6 +261,18 @@ impl Slots {
         Some(ended)
     }
 
+    /// The result of work that has ended; the slot keeps its storage.
+    pub(crate) fn take_result(&mut self, index: u32, ended: Ended) -> Result<(), Error> {
+        match ended {
+            Ended::Io(completed) => {
+                let (result, storage) = completed.into_parts();
+                self.get(index).storage = storage;
+                result
+            }
+            Ended::Many(result) => result,
+        }
+    }
+
     /// Cancels a slot's work: it will end with `status` once nothing can touch its memory any more.
     pub(crate) fn cancel(&mut self, index: u32, status: Status) {
         let slot = self.get(index);
@@ -273,12 +302,14 @@ impl Slots {
         }
     }
 
-    /// A command that is being started waits for its limits. Returns which of the slot's commands it is.
-    pub(crate) fn throttle(&mut self, index: u32, command: Command) -> u32 {
+    /// A command waits for its limits. Returns its slot and which of the slot's commands it is, if there is a slot.
+    pub(crate) fn throttle(&mut self, tag: Tag, command: Command) -> Option<(u32, u32)> {
+        let index = self.take()?;
         self.throttled += 1;
         let slot = self.get(index);
+        slot.tag = tag;
         slot.state = State::Throttled(command);
-        slot.generation
+        Some((index, slot.generation))
     }
 
     /// The command that waits in a slot, if it is still the one of that generation.
@@ -290,10 +321,11 @@ impl Slots {
         }
     }
 
-    /// The command that waits in a slot is being started.
-    pub(crate) fn unthrottle(&mut self, index: u32) {
-        self.throttled -= 1;
-        self.get(index).state = State::Starting;
+    /// The command that waits in a slot is being started: frees the slot. Returns the command's submission queue.
+    pub(crate) fn unthrottle(&mut self, index: u32) -> u16 {
+        let sq = self.get(index).tag.sq;
+        self.release(index);
+        sq
     }
 
     /// Whether the slot has a command that is not complete.

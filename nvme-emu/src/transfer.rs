@@ -13,7 +13,7 @@ use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaFault, DmaTable, Hint, RegionMask};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::memory::Gather;
+use crate::memory::{self, Gather};
 
 /// The most SGL descriptors one command may have, segment descriptors included.
 pub(crate) const MAX_DESCRIPTORS: usize = 1024;
@@ -50,14 +50,44 @@ pub(crate) struct Transfer<'a> {
 }
 
 /// Resolves a command's data into `segments`. Returns the regions that they lie in.
+#[inline]
 pub(crate) fn resolve(
     table: &DmaTable,
     hint: &mut Hint,
     transfer: &Transfer<'_>,
     segments: &mut Vec<Segment>,
 ) -> Result<RegionMask, TransferError> {
-    let Transfer { command, len, access, page, sgl_allowed } = *transfer;
     segments.clear();
+    // Most commands name one page, or one block.
+    let Some(iova) = in_one_piece(transfer) else { return resolve_any(table, hint, transfer, segments) };
+    let piece = |ptr, len| segments.push(memory::segment(ptr, len));
+    Ok(table.resolve(iova, transfer.len, transfer.access, hint, piece)?)
+}
+
+/// Where the data is if the command itself says it all.
+#[inline]
+fn in_one_piece(transfer: &Transfer<'_>) -> Option<u64> {
+    let Transfer { command, len, page, sgl_allowed, .. } = *transfer;
+    if command.psdt() == Psdt::PRP {
+        let (prp1, first) = (command.prp1(), page - (command.prp1() & (page - 1)));
+        return (prp1 & 3 == 0 && len as u64 <= first && len > 0).then_some(prp1);
+    }
+    let descriptor = command.sgl1();
+    let is_block = descriptor.identifier.kind() == SglType::DATA_BLOCK
+        && descriptor.identifier.subtype() == SglSubtype::ADDRESS;
+    let is_whole = descriptor.length.get() as usize == len && len > 0;
+    let is_aligned = (descriptor.address.get() | len as u64) & 3 == 0;
+    (sgl_allowed && is_block && is_whole && is_aligned).then(|| descriptor.address.get())
+}
+
+#[inline(never)]
+fn resolve_any(
+    table: &DmaTable,
+    hint: &mut Hint,
+    transfer: &Transfer<'_>,
+    segments: &mut Vec<Segment>,
+) -> Result<RegionMask, TransferError> {
+    let Transfer { command, len, access, page, sgl_allowed } = *transfer;
     let mut gather = Gather::new(table, hint, access, segments);
     match command.psdt() {
         Psdt::PRP => resolve_prp(&mut gather, command.prp1(), command.prp2(), len as u64, page)?,

@@ -53,6 +53,7 @@ impl Segment {
     /// # Safety
     /// `ptr..ptr + len` must be mapped, readable and (for a segment of [`Op::Read`]) writable, until the
     /// guard of the `Io` that it is put into is dropped; and no Rust reference to it may exist meanwhile.
+    #[inline]
     pub unsafe fn new(ptr: NonNull<u8>, len: usize) -> Self {
         Self { ptr, len }
     }
@@ -158,6 +159,7 @@ pub struct Io {
 impl Io {
     /// An `Io` on blocks `lba..lba + blocks` with its buffers, which `guard` keeps mapped. `tag` is the
     /// submitter's own name for it, seen again only in [`take_lost`].
+    #[inline]
     pub fn new(
         op: Op,
         lba: u64,
@@ -170,12 +172,14 @@ impl Io {
     }
 
     /// The same with `flags`.
+    #[inline]
     pub fn with_flags(mut self, flags: Flags) -> Self {
         self.flags = flags;
         self
     }
 
     /// The buffers, in order. Their bytes sum up to `blocks` for reads and writes.
+    #[inline]
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }
@@ -191,6 +195,7 @@ impl Io {
     }
 
     /// Bytes in all segments.
+    #[inline]
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.len as u64).sum()
     }
@@ -198,6 +203,7 @@ impl Io {
     /// Checks the `Io` against a device: its range, its segments, whether the device has the operation at all.
     /// Every device does this first, and may rely on it afterwards: `lba + blocks <= info.blocks`, and the bytes
     /// of reads and writes are `blocks * block_size`, which fits 64 bits. (A flush has no range: it is ignored.)
+    #[inline]
     pub fn check(&self, info: &Info) -> Result<(), Error> {
         let has = |ability| info.abilities.contains(ability);
         match self.op {
@@ -264,6 +270,7 @@ impl Io {
     }
 
     /// Ends the `Io`. The token goes back to the submitter, by return value or as the future's output.
+    #[inline]
     pub fn complete(mut self, result: Result<(), Error>) -> Completed {
         let segments = std::mem::take(&mut self.segments);
         let guard = self.guard.take();
@@ -296,6 +303,7 @@ impl Completed {
     }
 
     /// The result, and the emptied segment storage.
+    #[inline]
     pub fn into_parts(self) -> (Result<(), Error>, Vec<Segment>) {
         let mut segments = self.segments;
         segments.clear();

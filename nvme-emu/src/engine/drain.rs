@@ -58,8 +58,7 @@ impl Engine {
             let mut ended = Vec::new();
             self.slots.take_drained(&mut ended);
             for (slot, status) in ended {
-                let nsid = self.slots.get(slot).tag.nsid;
-                self.complete(slot, status, 0, nsid);
+                self.complete(slot, status);
             }
         }
         if !self.retirements.is_empty() {

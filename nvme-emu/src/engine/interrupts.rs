@@ -99,6 +99,9 @@ impl Engine {
             self.report_intx();
         }
         self.vectors.signal(&self.shared);
+        if self.share.work > 0 {
+            self.counts.publish(&self.shared.ports[self.index].counters);
+        }
     }
 
     /// The INTx level of each queue.

@@ -9,6 +9,7 @@ use nvme_spec::opcode::NvmOpcode;
 use nvme_spec::status::Status;
 
 use super::Engine;
+use crate::slots::Tag;
 
 /// What waits on one worker.
 #[derive(Default)]
@@ -65,8 +66,8 @@ impl Engine {
         self.throttle.next = 0;
     }
 
-    /// Whether the command has to wait for its limits; it does in its slot then. If not, it is charged.
-    pub(super) fn must_wait(&mut self, slot: u32, command: &Command) -> bool {
+    /// Whether the command has to wait for its limits; it does in a slot then, in flight. If not, it is charged.
+    pub(super) fn must_wait(&mut self, sqid: u16, command: &Command) -> bool {
         let (nsid, Some(write)) = (command.nsid(), direction(command)) else { return false };
         let lane = self.throttle.lanes.iter_mut().find(|lane| lane.nsid == nsid && lane.write == write);
         let is_behind = lane.is_some();
@@ -76,8 +77,8 @@ impl Engine {
             self.charge(command, write, at);
             return false;
         }
-        let generation = self.slots.throttle(slot, *command);
-        let waiting = (slot, generation);
+        let tag = Tag { sq: sqid, cid: command.cid(), nsid, ..Tag::default() };
+        let Some(waiting) = self.slots.throttle(tag, *command) else { return false };
         match self.throttle.lanes.iter_mut().find(|lane| lane.nsid == nsid && lane.write == write) {
             Some(lane) => lane.waiting.push_back(waiting),
             None => self.throttle.lanes.push(Lane { nsid, write, waiting: VecDeque::from([waiting]) }),
@@ -148,8 +149,8 @@ impl Engine {
                 }
                 lane.waiting.pop_front();
                 self.charge(&command, lane.write, at);
-                self.slots.unthrottle(slot);
-                self.start_now(slot, &command);
+                let sqid = self.slots.unthrottle(slot);
+                self.start_waiting(sqid, &command);
                 self.share.count(1);
                 started = true;
             }

@@ -4,9 +4,9 @@ use nvme_spec::opcode::NvmOpcode;
 
 use super::Engine;
 use super::clock::{OTHER, TRANSFER, TurnClock};
-use crate::queue::InvalidDoorbell;
+use super::start::{Launched, Launcher};
+use crate::queue::{InvalidDoorbell, completion};
 use crate::shared::{DoorbellError, Message};
-use crate::slots::{Ended, Tag};
 use crate::worker::HOME;
 
 /// Commands taken from one queue at once.
@@ -118,19 +118,6 @@ impl Engine {
         busy
     }
 
-    pub(super) fn poll_slot(&mut self, slot: u32) {
-        let Some(ended) = self.slots.poll(slot) else { return };
-        let result = match ended {
-            Ended::Io(completed) => {
-                let (result, storage) = completed.into_parts();
-                self.slots.get(slot).storage = storage;
-                result
-            }
-            Ended::Many(result) => result,
-        };
-        self.finish(slot, result);
-    }
-
     /// Goes round the busy queues, from where the last turn ended. A queue that has been quiet for long leaves them.
     fn fetch_hot(&mut self) -> bool {
         let mut busy = false;
@@ -215,41 +202,81 @@ impl Engine {
             sq.ring.unmap();
             return false;
         }
-        let mut started = false;
-        let mut run_from = self.share.bytes;
+        if self.throttle.is_limited() {
+            return self.start_limited(qid, cqid, room as usize);
+        }
         let run = if room < LONG_BATCH { 1 } else { RUN };
-        for at in 0..room as usize {
+        let mut run_from = self.share.bytes;
+        let mut started = 0;
+        let Self { sqs, cqs, batch, clock, touched, memory, .. } = self;
+        let (Some(sq), Some(cq)) = (&mut sqs[usize::from(qid)], &mut cqs[usize::from(cqid)]) else {
+            return false;
+        };
+        Self::touch(touched, cq);
+        let mut launcher = Launcher {
+            shared: &self.shared,
+            memory,
+            namespaces: &self.namespaces,
+            slots: &mut self.slots,
+            hint: &mut self.hint,
+            share: &mut self.share,
+            storage: &mut self.storage,
+            guard: &mut self.guard,
+            counts: &mut self.counts,
+            page: self.page,
+        };
+        for command in &batch[..room as usize] {
+            if launcher.share.is_used_up() || !launcher.slots.has_room() {
+                break;
+            }
+            sq.take();
+            match launcher.launch(qid, command) {
+                Launched::Done(status) => cq.post(completion(qid, sq.head(), command.cid(), status, 0)),
+                Launched::Pending => {
+                    sq.in_flight += 1;
+                    cq.reserve();
+                }
+            }
+            started += 1;
+            launcher.share.count(1);
+            let is_transfer = matches!(command.nvm_opcode(), NvmOpcode::READ | NvmOpcode::WRITE);
+            if clock.is_over(if is_transfer { TRANSFER } else { OTHER }) {
+                launcher.share.end();
+            }
+            if cq.run_len() >= run || run_from - launcher.share.bytes >= RUN_BYTES {
+                cq.flush(memory.table());
+                run_from = launcher.share.bytes;
+            }
+        }
+        // The last ones of the batch do not wait for other queues.
+        cq.flush(memory.table());
+        started > 0
+    }
+
+    /// The same for a batch whose commands may have to wait for their limits.
+    #[inline(never)]
+    fn start_limited(&mut self, qid: u16, cqid: u16, count: usize) -> bool {
+        let mut started = false;
+        for at in 0..count {
+            if self.share.is_used_up() || !self.slots.has_room() {
+                break;
+            }
             let (Some(sq), Some(cq)) = (&mut self.sqs[usize::from(qid)], &mut self.cqs[usize::from(cqid)])
             else {
                 break;
             };
-            if self.share.is_used_up() || !self.slots.has_room() {
-                break;
-            }
-            let Some(slot) = self.slots.take() else { break };
             let command = self.batch[at];
             sq.take();
             sq.in_flight += 1;
             cq.reserve();
-            self.slots.get(slot).tag = Tag { sq: qid, cid: command.cid(), ..Tag::default() };
-            self.start(slot, &command);
+            if !self.must_wait(qid, &command) {
+                self.start_waiting(qid, &command);
+            }
             started = true;
             self.share.count(1);
-            let is_transfer = matches!(command.nvm_opcode(), NvmOpcode::READ | NvmOpcode::WRITE);
-            if self.clock.is_over(if is_transfer { TRANSFER } else { OTHER }) {
+            if self.clock.is_over(TRANSFER) {
                 self.share.end();
             }
-            if let Some(cq) = &mut self.cqs[usize::from(cqid)]
-                && cq.run_len() > 0
-                && (cq.run_len() >= run || run_from - self.share.bytes >= RUN_BYTES)
-            {
-                cq.flush(self.memory.table());
-                run_from = self.share.bytes;
-            }
-        }
-        // The last ones of the batch do not wait for other queues.
-        if let Some(cq) = &mut self.cqs[usize::from(cqid)] {
-            cq.flush(self.memory.table());
         }
         started
     }

@@ -1,6 +1,7 @@
 //! [`CompletionQueue`]: the controller's side of one. Completions of a turn are gathered and written as a run.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use nvme_spec::command::{Completion, CompletionStatus};
@@ -227,9 +228,15 @@ impl CompletionQueue {
         self.reserved += 1;
     }
 
-    /// Adds a completion, which has a reserved slot, to the run.
+    /// Adds a completion to the run, for which there was [room](Self::room) when its command was fetched.
     #[inline]
     pub(crate) fn post(&mut self, completion: Completion) {
+        self.run.push(completion);
+    }
+
+    /// Adds a completion that has a reserved slot.
+    #[inline]
+    pub(crate) fn post_reserved(&mut self, completion: Completion) {
         self.reserved = self.reserved.saturating_sub(1);
         self.run.push(completion);
     }
@@ -251,49 +258,39 @@ impl CompletionQueue {
         if self.run.is_empty() || !self.can_post() {
             return;
         }
-        let mut run = std::mem::take(&mut self.run);
-        for completion in run.drain(..) {
-            self.write(completion, table);
+        self.posted += self.run.len() as u32;
+        match self.ring.backing {
+            Backing::Contiguous(base) => {
+                let (mut tail, mut phase) = (self.tail, self.phase);
+                for completion in self.run.drain(..) {
+                    // SAFETY: `tail < entries`, and `map` resolved `entries * 16` writable bytes at `base`, page aligned,
+                    // in the table that the worker holds.
+                    unsafe { write(base.add(tail as usize * Completion::BYTES), completion, phase) };
+                    tail = self.ring.next(tail);
+                    phase ^= tail == 0;
+                }
+                (self.tail, self.phase) = (tail, phase);
+            }
+            Backing::Scattered => self.flush_scattered(table),
+            Backing::Gone => {}
         }
-        self.run = run;
     }
 
-    #[inline]
-    fn write(&mut self, mut completion: Completion, table: &DmaTable) {
-        completion.status = completion.status.with_phase(self.phase);
-        let bytes: [u8; Completion::BYTES] = zerocopy::transmute!(completion);
-        let words: [u32; 4] = zerocopy::transmute!(bytes);
-        let offset = self.tail as usize * Completion::BYTES;
-        let entry = match self.ring.backing {
-            // SAFETY: `tail < entries`, and `map` resolved `entries * 16` bytes at `base`.
-            Backing::Contiguous(base) => Some(unsafe { base.add(offset) }),
-            Backing::Scattered => {
-                // Regions and entries are aligned: an entry lies in one of them.
-                let (mut entry, iova) = (None, self.ring.iova.wrapping_add(offset as u64));
-                let each = |ptr, len| entry = (len == Completion::BYTES).then_some(ptr);
-                let resolved =
-                    table.resolve(iova, Completion::BYTES, Access::Write, &mut Hint::default(), each);
-                resolved.ok().and(entry)
+    #[cold]
+    fn flush_scattered(&mut self, table: &DmaTable) {
+        for completion in self.run.drain(..) {
+            // Regions and entries are aligned: an entry lies in one of them.
+            let iova = self.ring.iova.wrapping_add(u64::from(self.tail) * Completion::BYTES as u64);
+            let mut entry = None;
+            let each = |ptr, len| entry = (len == Completion::BYTES).then_some(ptr);
+            let resolved = table.resolve(iova, Completion::BYTES, Access::Write, &mut Hint::default(), each);
+            if let (Ok(_), Some(entry)) = (resolved, entry) {
+                // SAFETY: 16 writable bytes, aligned as regions and entries are, in the table that the worker holds.
+                unsafe { write(entry, completion, self.phase) };
             }
-            Backing::Gone => None,
-        };
-        if let Some(entry) = entry.filter(|entry| entry.as_ptr().addr().is_multiple_of(4)) {
-            let entry = entry.cast::<u32>();
-            // SAFETY: 16 writable bytes, aligned as just checked, in the table that the worker holds. The guest reads
-            // meanwhile: volatile and atomic stores, no reference to plain data. The phase is in the last word, which
-            // is released last, whole.
-            unsafe {
-                for (i, word) in words[..3].iter().enumerate() {
-                    entry.add(i).write_volatile(*word);
-                }
-                AtomicU32::from_ptr(entry.add(3).as_ptr()).store(words[3], Ordering::Release);
-            }
+            self.tail = self.ring.next(self.tail);
+            self.phase ^= self.tail == 0;
         }
-        self.tail = self.ring.next(self.tail);
-        if self.tail == 0 {
-            self.phase = !self.phase;
-        }
-        self.posted += 1;
     }
 
     /// Whether entries were written since the last call: for queues whose interrupt is never held back.
@@ -311,6 +308,23 @@ impl CompletionQueue {
         let polled = self.poll_head();
         let look = Look { posted: std::mem::take(&mut self.posted), used: self.used(), head: self.head };
         (self.signal.judge(look, coalescing, now), polled)
+    }
+}
+
+/// Writes an entry. The phase is in its last word, which is released last, whole.
+///
+/// # Safety
+/// `entry` points to 16 writable bytes, aligned to 16.
+#[inline]
+unsafe fn write(entry: NonNull<u8>, mut completion: Completion, phase: bool) {
+    completion.status = completion.status.with_phase(phase);
+    let words: [u64; 2] = zerocopy::transmute!(completion);
+    let entry = entry.cast::<u64>();
+    // SAFETY: by this function's contract. The guest reads meanwhile: a volatile and an atomic store, no reference to plain
+    // data.
+    unsafe {
+        entry.write_volatile(words[0]);
+        AtomicU64::from_ptr(entry.add(1).as_ptr()).store(words[1], Ordering::Release);
     }
 }
 
