@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use block::{Device, Reactor, Segment};
+use block::{Device, Op, Reactor, Segment};
 use nvme_spec::Command;
+use nvme_spec::opcode::NvmOpcode;
 use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaFault, DmaTable, Hint};
 
 use crate::doorbells::Doorbells;
 use crate::limits::{Limiter, Limits};
-use crate::nvm::{self, OpenNamespace, Request};
+use crate::nvm::{self, OpenNamespace};
 use crate::queue::{self, CompletionQueue};
 use crate::transfer::{self, Transfer};
 
@@ -36,10 +37,12 @@ impl Decoder {
     /// # Errors
     /// What the guest would be told.
     pub fn decode(&self, command: &Command) -> Result<usize, Status> {
-        match nvm::decode(command, &self.0, 1 << 20)? {
-            Request::Blocks { bytes, .. } => Ok(bytes),
-            _ => Err(Status::INVALID_COMMAND_OPCODE),
-        }
+        let op = match command.nvm_opcode() {
+            NvmOpcode::READ => Op::Read,
+            NvmOpcode::WRITE => Op::Write,
+            _ => return Err(Status::INVALID_COMMAND_OPCODE),
+        };
+        nvm::blocks(command, &self.0, op, 1 << 20).map(|range| range.bytes)
     }
 }
 

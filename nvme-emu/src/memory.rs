@@ -75,7 +75,7 @@ impl SlotGuard {
 
     /// A hold for an `Io` on the memory of `snapshot`. Allocates only if that is another one than before, or an `Io`
     /// still holds it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn hold_for(&mut self, snapshot: &Rc<Snapshot>) -> block::io::Guard {
         match &self.0 {
             Some(held) if Rc::ptr_eq(&held.snapshot, snapshot) && Rc::strong_count(&held.erased) == 1 => {

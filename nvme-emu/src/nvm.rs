@@ -31,11 +31,20 @@ impl OpenNamespace {
     }
 }
 
-/// What a command asks for, checked.
+/// Blocks that a command names, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) flags: Flags,
+    pub(crate) lba: u64,
+    pub(crate) blocks: u64,
+    pub(crate) bytes: usize,
+}
+
+/// What a command that neither reads nor writes asks for, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Reads, writes and write zeroes.
-    Blocks { op: Op, flags: Flags, lba: u64, blocks: u64, bytes: usize },
+    /// Write zeroes.
+    Zero(Range),
     /// Flush of one namespace.
     Flush,
     /// Deallocate: this many ranges are to be read from the host.
@@ -44,25 +53,35 @@ pub(crate) enum Request {
     Done,
 }
 
-/// Decodes a command for a namespace. `most` is MDTS in bytes.
-#[inline]
-pub(crate) fn decode(command: &Command, namespace: &OpenNamespace, most: usize) -> Result<Request, Status> {
+/// Decodes a command that neither reads nor writes.
+pub(crate) fn decode(command: &Command, namespace: &OpenNamespace) -> Result<Request, Status> {
     if command.fuse() != Fuse::NORMAL {
         return Err(Status::INVALID_FIELD_IN_COMMAND.with_dnr());
     }
     match command.nvm_opcode() {
-        NvmOpcode::READ => blocks(command, namespace, Op::Read, most),
-        NvmOpcode::WRITE => blocks(command, namespace, Op::Write, most),
-        NvmOpcode::WRITE_ZEROES => blocks(command, namespace, Op::WriteZeroes, usize::MAX),
+        NvmOpcode::WRITE_ZEROES => {
+            let mut range = blocks(command, namespace, Op::WriteZeroes, usize::MAX)?;
+            range.flags.set(Flags::MAY_UNMAP, IoCdw12::from_bits(command.cdw12()).deac());
+            Ok(Request::Zero(range))
+        }
         NvmOpcode::FLUSH => Ok(Request::Flush),
         NvmOpcode::DATASET_MANAGEMENT => dataset_management(command, namespace),
         _ => Err(Status::INVALID_COMMAND_OPCODE.with_dnr()),
     }
 }
 
-#[inline]
-fn blocks(command: &Command, namespace: &OpenNamespace, op: Op, most: usize) -> Result<Request, Status> {
+/// Decodes the blocks that a command names. `most` is MDTS in bytes.
+#[inline(always)]
+pub(crate) fn blocks(
+    command: &Command,
+    namespace: &OpenNamespace,
+    op: Op,
+    most: usize,
+) -> Result<Range, Status> {
     let dword = IoCdw12::from_bits(command.cdw12());
+    if command.fuse() != Fuse::NORMAL {
+        return Err(Status::INVALID_FIELD_IN_COMMAND.with_dnr());
+    }
     if op != Op::Read && namespace.read_only {
         return Err(Status::NAMESPACE_IS_WRITE_PROTECTED.with_dnr());
     }
@@ -80,11 +99,10 @@ fn blocks(command: &Command, namespace: &OpenNamespace, op: Op, most: usize) -> 
     if bytes > most {
         return Err(Status::INVALID_FIELD_IN_COMMAND.with_dnr());
     }
-    let mut flags = Flags::empty();
-    flags.set(Flags::FUA, dword.fua());
-    flags.set(Flags::LIMITED_RETRY, dword.lr());
-    flags.set(Flags::MAY_UNMAP, op == Op::WriteZeroes && dword.deac());
-    Ok(Request::Blocks { op, flags, lba, blocks, bytes })
+    // FUA is bit 30, LR bit 31 of command dword 12 (NVM 3.2.4, 3.2.6).
+    const _: () = assert!(Flags::FUA.bits() == 1 && Flags::LIMITED_RETRY.bits() == 2);
+    let flags = Flags::from_bits_retain(command.cdw12() >> 30);
+    Ok(Range { flags, lba, blocks, bytes })
 }
 
 fn dataset_management(command: &Command, namespace: &OpenNamespace) -> Result<Request, Status> {

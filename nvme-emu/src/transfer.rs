@@ -50,7 +50,7 @@ pub(crate) struct Transfer<'a> {
 }
 
 /// Resolves a command's data into `segments`. Returns the regions that they lie in.
-#[inline]
+#[inline(always)]
 pub(crate) fn resolve(
     table: &DmaTable,
     hint: &mut Hint,
@@ -58,14 +58,18 @@ pub(crate) fn resolve(
     segments: &mut Vec<Segment>,
 ) -> Result<RegionMask, TransferError> {
     segments.clear();
-    // Most commands name one page, or one block.
-    let Some(iova) = in_one_piece(transfer) else { return resolve_any(table, hint, transfer, segments) };
-    let piece = |ptr, len| segments.push(memory::segment(ptr, len));
-    Ok(table.resolve(iova, transfer.len, transfer.access, hint, piece)?)
+    // Most commands name one page, or one block, in the region of the command before.
+    if let Some(iova) = in_one_piece(transfer)
+        && let Some((ptr, regions)) = table.resolve_again(iova, transfer.len, transfer.access, *hint)
+    {
+        segments.push(memory::segment(ptr, transfer.len));
+        return Ok(regions);
+    }
+    resolve_any(table, hint, transfer, segments)
 }
 
 /// Where the data is if the command itself says it all.
-#[inline]
+#[inline(always)]
 fn in_one_piece(transfer: &Transfer<'_>) -> Option<u64> {
     let Transfer { command, len, page, sgl_allowed, .. } = *transfer;
     if command.psdt() == Psdt::PRP {

@@ -258,19 +258,32 @@ impl DmaTable {
         hint: &mut Hint,
         mut piece: impl FnMut(NonNull<u8>, usize),
     ) -> Result<RegionMask, DmaFault> {
-        if let Some(entry) = self.entries.get(hint.0) {
-            let offset = iova.wrapping_sub(entry.start);
-            // `len - 1` wraps for 0, which then takes the long way.
-            if offset < entry.size
-                && (len as u64).wrapping_sub(1) < entry.size - offset
-                && entry.usable.contains(access.flag())
-            {
-                // SAFETY: `offset < size`, and `size` bytes are mapped at `host` while the table lives.
-                piece(unsafe { entry.host.add(offset as usize) }, len);
-                return Ok(entry.mask);
-            }
+        if let Some((host, mask)) = self.resolve_again(iova, len, access, *hint) {
+            piece(host, len);
+            return Ok(mask);
         }
         self.resolve_slow(iova, len, access, hint, &mut piece)
+    }
+
+    /// Resolves what lies in the region that the last lookup hit, which is nearly everything: where it is, and which
+    /// region that is. `None` says nothing but that [`Self::resolve`] has to look.
+    #[inline(always)]
+    pub fn resolve_again(
+        &self,
+        iova: u64,
+        len: usize,
+        access: Access,
+        hint: Hint,
+    ) -> Option<(NonNull<u8>, RegionMask)> {
+        let entry = self.entries.get(hint.0)?;
+        let offset = iova.wrapping_sub(entry.start);
+        // `len - 1` wraps for 0, which then takes the long way.
+        let is_inside = offset < entry.size && (len as u64).wrapping_sub(1) < entry.size - offset;
+        if !is_inside || !entry.usable.contains(access.flag()) {
+            return None;
+        }
+        // SAFETY: `offset < size`, and `size` bytes are mapped at `host` while the table lives.
+        Some((unsafe { entry.host.add(offset as usize) }, entry.mask))
     }
 
     #[inline(never)]

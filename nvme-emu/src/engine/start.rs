@@ -18,7 +18,7 @@ use super::Engine;
 use super::turn::Share;
 use crate::error_log::Failure;
 use crate::memory::{Memory, SlotGuard};
-use crate::nvm::{self, OpenNamespace, Request};
+use crate::nvm::{self, OpenNamespace, Range, Request};
 use crate::queue::completion;
 use crate::shared::{Counters, Shared};
 use crate::slots::{Slots, Tag, Work};
@@ -37,6 +37,17 @@ pub(super) struct Counts {
 }
 
 impl Counts {
+    #[inline(always)]
+    fn add(&mut self, op: Op, bytes: u32) {
+        if op == Op::Read {
+            self.reads += 1;
+            self.bytes_read += u64::from(bytes);
+        } else {
+            self.writes += 1;
+            self.bytes_written += u64::from(bytes);
+        }
+    }
+
     pub(super) fn publish(&self, counters: &Counters) {
         let Self { reads, writes, bytes_read, bytes_written, media_errors } = *self;
         counters.reads.store(reads, Ordering::Relaxed);
@@ -69,62 +80,81 @@ pub(super) struct Launcher<'a> {
     pub(super) page: u64,
 }
 
-impl Launcher<'_> {
+impl<'a> Launcher<'a> {
     /// Starts a command of queue `sqid`. There is a free slot.
-    #[inline]
+    #[inline(always)]
     pub(super) fn launch(&mut self, sqid: u16, command: &Command) -> Launched {
-        let launched = match self.prepare(sqid, command) {
-            Ok(launched) => launched,
-            Err(error) => Launched::Done(self.shared.status_of(error)),
+        let launched = match command.nvm_opcode() {
+            NvmOpcode::READ => self.transfer::<false>(sqid, command),
+            NvmOpcode::WRITE => self.transfer::<true>(sqid, command),
+            _ => self.other(sqid, command),
         };
-        if let Launched::Done(status) = launched
-            && !status.is_success()
-        {
-            log_failure(self.shared, sqid, command.cid(), status, command.slba(), command.nsid());
-        }
-        launched
+        launched.unwrap_or_else(|error| self.refuse(sqid, command, error))
     }
 
-    #[inline]
-    fn prepare(&mut self, sqid: u16, command: &Command) -> Result<Launched, TransferError> {
-        let nsid = command.nsid();
-        let namespace = (nsid as usize).checked_sub(1).and_then(|at| self.namespaces.get(at));
-        let Some(Some(namespace)) = namespace else { return self.without_namespace(sqid, command) };
+    #[cold]
+    fn refuse(&self, sqid: u16, command: &Command, error: TransferError) -> Launched {
+        let status = self.shared.status_of(error);
+        log_failure(self.shared, sqid, command.cid(), status, command.slba(), command.nsid());
+        Launched::Done(status)
+    }
+
+    #[inline(always)]
+    fn namespace(&self, nsid: u32) -> Option<&'a OpenNamespace> {
+        (nsid as usize).checked_sub(1).and_then(|at| self.namespaces.get(at)).and_then(Option::as_ref)
+    }
+
+    /// A read or a write.
+    #[inline(always)]
+    fn transfer<const WRITE: bool>(
+        &mut self,
+        sqid: u16,
+        command: &Command,
+    ) -> Result<Launched, TransferError> {
+        let op = if WRITE { Op::Write } else { Op::Read };
+        let Some(namespace) = self.namespace(command.nsid()) else {
+            return Err(inactive_namespace(command.nsid()).into());
+        };
         let most = self.shared.config.max_transfer as usize;
-        let request = nvm::decode(command, namespace, most).map_err(TransferError::from)?;
-        let Request::Blocks { op, flags, lba, blocks, bytes } = request else {
-            return self.rest(sqid, command, namespace, request);
-        };
-        let mut regions = 0;
-        if op != Op::WriteZeroes {
-            let access = if op == Op::Read { Access::Write } else { Access::Read };
-            regions = self.resolve(command, bytes, access)?;
-            self.share.spend(bytes);
+        let Range { mut flags, lba, blocks, bytes } =
+            nvm::blocks(command, namespace, op, most).map_err(TransferError::from)?;
+        let regions = self.resolve(command, bytes, if WRITE { Access::Read } else { Access::Write })?;
+        self.share.spend(bytes);
+        if WRITE && self.shared.write_through.load(Ordering::Relaxed) {
+            flags |= Flags::FUA;
         }
-        let through = op != Op::Read && self.shared.write_through.load(Ordering::Relaxed);
-        let flags = if through { flags | Flags::FUA } else { flags };
-        let segments = if op == Op::WriteZeroes { Vec::new() } else { std::mem::take(self.storage) };
         let guard = self.guard.hold_for(self.memory.snapshot());
+        let segments = std::mem::take(self.storage);
         let io = Io::new(op, lba, blocks, segments, Some(guard), self.slots.next_tag()).with_flags(flags);
-        let (read, written) = match op {
-            Op::Read => (bytes as u32, 0),
-            Op::Write => (0, bytes as u32),
-            _ => (0, 0),
-        };
+        let bytes = bytes as u32;
         match namespace.channel.submit(io) {
             Submission::Done(completed) => {
                 let (result, storage) = completed.into_parts();
                 *self.storage = storage;
-                Ok(Launched::Done(outcome(self.counts, self.shared, nsid, (read, written), result)))
+                if let Err(error) = result {
+                    return Ok(self.failed(sqid, command, op, &error));
+                }
+                self.counts.add(op, bytes);
+                Ok(Launched::Done(Status::SUCCESS))
             }
             Submission::Pending(future) => {
-                let tag = Tag { sq: sqid, cid: command.cid(), regions, generation: 0, read, written, nsid };
+                let (read, written) = if WRITE { (0, bytes) } else { (bytes, 0) };
+                let (cid, nsid) = (command.cid(), command.nsid());
+                let tag = Tag { sq: sqid, cid, regions, generation: 0, read, written, nsid };
                 Ok(self.wait(tag, Work::Io(future)))
             }
         }
     }
 
-    #[inline]
+    #[cold]
+    fn failed(&mut self, sqid: u16, command: &Command, op: Op, error: &block::Error) -> Launched {
+        let nsid = command.nsid();
+        let status = status_of_failure(self.counts, self.shared, nsid, op != Op::Read, error);
+        log_failure(self.shared, sqid, command.cid(), status, 0, nsid);
+        Launched::Done(status)
+    }
+
+    #[inline(always)]
     fn resolve(
         &mut self,
         command: &Command,
@@ -153,46 +183,29 @@ impl Launcher<'_> {
         let Some(ended) = self.slots.poll(slot) else { return Launched::Pending };
         let result = self.slots.take_result(slot, ended);
         self.slots.release(slot);
-        Launched::Done(outcome(self.counts, self.shared, tag.nsid, (tag.read, tag.written), result))
-    }
-
-    /// A command for all namespaces, or for one that is not there.
-    #[cold]
-    fn without_namespace(&mut self, sqid: u16, command: &Command) -> Result<Launched, TransferError> {
-        let nsid = command.nsid();
-        if nsid != u32::MAX || command.nvm_opcode() != NvmOpcode::FLUSH {
-            return Err(inactive_namespace(nsid).into());
+        let status = outcome(self.counts, self.shared, &tag, result);
+        if !status.is_success() {
+            log_failure(self.shared, tag.sq, tag.cid, status, 0, tag.nsid);
         }
-        // Flush broadcast: VWC says that it is supported (Base 7.1).
-        let channels = self.namespaces.iter().flatten().map(|namespace| namespace.channel.clone()).collect();
-        let guard = self.guard.hold_for(self.memory.snapshot());
-        let flush = nvm::flush_all(channels, self.slots.next_tag(), Some(guard));
-        let tag = Tag { sq: sqid, cid: command.cid(), nsid, ..Tag::default() };
-        Ok(self.wait(tag, Work::Many(Box::pin(flush))))
+        Launched::Done(status)
     }
 
     /// What neither reads nor writes.
     #[inline(never)]
-    fn rest(
-        &mut self,
-        sqid: u16,
-        command: &Command,
-        namespace: &OpenNamespace,
-        request: Request,
-    ) -> Result<Launched, TransferError> {
-        let tag = Tag { sq: sqid, cid: command.cid(), nsid: command.nsid(), ..Tag::default() };
+    fn other(&mut self, sqid: u16, command: &Command) -> Result<Launched, TransferError> {
+        let nsid = command.nsid();
+        let tag = Tag { sq: sqid, cid: command.cid(), nsid, ..Tag::default() };
         let io_tag = self.slots.next_tag();
-        match request {
-            Request::Flush => {
-                let guard = self.guard.hold_for(self.memory.snapshot());
-                match namespace.channel.submit(Io::new(Op::Flush, 0, 0, Vec::new(), Some(guard), io_tag)) {
-                    Submission::Done(completed) => {
-                        let result = completed.into_parts().0;
-                        Ok(Launched::Done(outcome(self.counts, self.shared, tag.nsid, (0, 0), result)))
-                    }
-                    Submission::Pending(future) => Ok(self.wait(tag, Work::Io(future))),
-                }
-            }
+        if nsid == u32::MAX && command.nvm_opcode() == NvmOpcode::FLUSH {
+            // Flush broadcast: VWC says that it is supported (Base 7.1).
+            let channels =
+                self.namespaces.iter().flatten().map(|namespace| namespace.channel.clone()).collect();
+            let guard = self.guard.hold_for(self.memory.snapshot());
+            return Ok(self.wait(tag, Work::Many(Box::pin(nvm::flush_all(channels, io_tag, Some(guard))))));
+        }
+        let namespace = self.namespace(nsid).ok_or_else(|| TransferError::from(inactive_namespace(nsid)))?;
+        let (op, range) = match nvm::decode(command, namespace).map_err(TransferError::from)? {
+            Request::Done => return Ok(Launched::Done(Status::SUCCESS)),
             Request::Deallocate { ranges: n } => {
                 let mut ranges = vec![DsmRange::new_zeroed(); n];
                 self.resolve(command, n * size_of::<DsmRange>(), Access::Read)?;
@@ -200,44 +213,53 @@ impl Launcher<'_> {
                 transfer::read_from_host(self.storage, ranges.as_mut_bytes());
                 nvm::check_ranges(&ranges, &namespace.info).map_err(TransferError::from)?;
                 let can_discard = namespace.info.abilities.contains(Abilities::DISCARD);
-                let channel = namespace.channel.clone();
                 let guard = self.guard.hold_for(self.memory.snapshot());
-                let work = nvm::deallocate(channel, can_discard, ranges, io_tag, guard);
-                Ok(self.wait(tag, Work::Many(Box::pin(work))))
+                let work = nvm::deallocate(namespace.channel.clone(), can_discard, ranges, io_tag, guard);
+                return Ok(self.wait(tag, Work::Many(Box::pin(work))));
             }
-            Request::Done | Request::Blocks { .. } => Ok(Launched::Done(Status::SUCCESS)),
-        }
+            Request::Flush => (Op::Flush, Range { flags: Flags::empty(), lba: 0, blocks: 0, bytes: 0 }),
+            Request::Zero(range) => (Op::WriteZeroes, range),
+        };
+        let through = op == Op::WriteZeroes && self.shared.write_through.load(Ordering::Relaxed);
+        let flags = if through { range.flags | Flags::FUA } else { range.flags };
+        let guard = self.guard.hold_for(self.memory.snapshot());
+        let io = Io::new(op, range.lba, range.blocks, Vec::new(), Some(guard), io_tag).with_flags(flags);
+        Ok(match namespace.channel.submit(io) {
+            Submission::Done(completed) => match completed.into_parts().0 {
+                Ok(()) => Launched::Done(Status::SUCCESS),
+                Err(error) => self.failed(sqid, command, op, &error),
+            },
+            Submission::Pending(future) => self.wait(tag, Work::Io(future)),
+        })
     }
 }
 
-/// Counts what a command did, and turns its result into a status. `moved`: bytes read and written.
-#[inline]
-fn outcome(
-    counts: &mut Counts,
-    shared: &Shared,
-    nsid: u32,
-    (read, written): (u32, u32),
-    result: Result<(), block::Error>,
-) -> Status {
-    if let Err(error) = result {
-        return failed(counts, shared, nsid, read, &error);
+/// Counts what a command did, and turns its result into a status.
+fn outcome(counts: &mut Counts, shared: &Shared, tag: &Tag, result: Result<(), block::Error>) -> Status {
+    match result {
+        Ok(()) if tag.read > 0 => counts.add(Op::Read, tag.read),
+        Ok(()) if tag.written > 0 => counts.add(Op::Write, tag.written),
+        Ok(()) => {}
+        Err(error) => return status_of_failure(counts, shared, tag.nsid, tag.read == 0, &error),
     }
-    counts.reads += u64::from(read > 0);
-    counts.bytes_read += u64::from(read);
-    counts.writes += u64::from(written > 0);
-    counts.bytes_written += u64::from(written);
     Status::SUCCESS
 }
 
 #[cold]
-fn failed(counts: &mut Counts, shared: &Shared, nsid: u32, read: u32, error: &block::Error) -> Status {
+fn status_of_failure(
+    counts: &mut Counts,
+    shared: &Shared,
+    nsid: u32,
+    is_write: bool,
+    error: &block::Error,
+) -> Status {
     static COMPLAINTS: RateLimit = RateLimit::new();
     counts.media_errors +=
         u64::from(matches!(error.kind(), ErrorKind::UnrecoveredRead | ErrorKind::WriteFault));
     if let Some(suppressed) = COMPLAINTS.check() {
         tracing::warn!(suppressed, controller = shared.cntlid, nsid, %error, "I/O failed");
     }
-    from_block(error.kind(), read == 0)
+    from_block(error.kind(), is_write)
 }
 
 #[cold]
@@ -251,7 +273,7 @@ impl Engine {
         let Some(ended) = self.slots.poll(slot) else { return };
         let result = self.slots.take_result(slot, ended);
         let tag = self.slots.get(slot).tag;
-        let status = outcome(&mut self.counts, &self.shared, tag.nsid, (tag.read, tag.written), result);
+        let status = outcome(&mut self.counts, &self.shared, &tag, result);
         self.complete(slot, status);
     }
 

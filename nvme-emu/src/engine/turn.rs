@@ -226,7 +226,7 @@ impl Engine {
             page: self.page,
         };
         for command in &batch[..room as usize] {
-            if launcher.share.is_used_up() || !launcher.slots.has_room() {
+            if launcher.share.bytes == 0 || !launcher.slots.has_room() {
                 break;
             }
             sq.take();
@@ -238,15 +238,19 @@ impl Engine {
                 }
             }
             started += 1;
-            launcher.share.count(1);
             let is_transfer = matches!(command.nvm_opcode(), NvmOpcode::READ | NvmOpcode::WRITE);
-            if clock.is_over(if is_transfer { TRANSFER } else { OTHER }) {
+            if !is_transfer && clock.is_over(OTHER) {
                 launcher.share.end();
+                break;
             }
             if cq.run_len() >= run || run_from - launcher.share.bytes >= RUN_BYTES {
                 cq.flush(memory.table());
                 run_from = launcher.share.bytes;
             }
+        }
+        launcher.share.count(started);
+        if clock.is_over(started * TRANSFER) {
+            launcher.share.end();
         }
         // The last ones of the batch do not wait for other queues.
         cq.flush(memory.table());

@@ -262,14 +262,15 @@ impl CompletionQueue {
         match self.ring.backing {
             Backing::Contiguous(base) => {
                 let (mut tail, mut phase) = (self.tail, self.phase);
-                for completion in self.run.drain(..) {
+                for completion in &self.run {
                     // SAFETY: `tail < entries`, and `map` resolved `entries * 16` writable bytes at `base`, page aligned,
                     // in the table that the worker holds.
-                    unsafe { write(base.add(tail as usize * Completion::BYTES), completion, phase) };
+                    unsafe { write(base.add(tail as usize * Completion::BYTES), *completion, phase) };
                     tail = self.ring.next(tail);
                     phase ^= tail == 0;
                 }
                 (self.tail, self.phase) = (tail, phase);
+                self.run.clear();
             }
             Backing::Scattered => self.flush_scattered(table),
             Backing::Gone => {}
@@ -316,9 +317,10 @@ impl CompletionQueue {
 /// # Safety
 /// `entry` points to 16 writable bytes, aligned to 16.
 #[inline]
-unsafe fn write(entry: NonNull<u8>, mut completion: Completion, phase: bool) {
-    completion.status = completion.status.with_phase(phase);
-    let words: [u64; 2] = zerocopy::transmute!(completion);
+unsafe fn write(entry: NonNull<u8>, completion: Completion, phase: bool) {
+    let mut words: [u64; 2] = zerocopy::transmute!(completion);
+    // P is the lowest bit of the last 16, which `completion` leaves 0 (Base 3.3.3.2).
+    words[1] |= (u64::from(phase) << 48).to_le();
     let entry = entry.cast::<u64>();
     // SAFETY: by this function's contract. The guest reads meanwhile: a volatile and an atomic store, no reference to plain
     // data.
