@@ -16,9 +16,10 @@ pub fn run(setting: &Setting, disk: &'static Disk, report: &mut Report) -> Resul
     }
     let mut outcomes: Vec<Vec<Outcome>> = disk.goals.iter().map(|_| Vec::new()).collect();
     let mut limits: Vec<Vec<f64>> = disk.goals.iter().map(|_| Vec::new()).collect();
+    let mut round_trips = Vec::new();
     for _ in 0..setting.pace.runs {
         let now = server.while_halted(|| Limits::measure(setting, disk))?;
-        report.round_trips.extend(now.round_trip);
+        round_trips.extend(now.round_trip);
         for ((goal, outcomes), limits) in disk.goals.iter().zip(&mut outcomes).zip(&mut limits) {
             outcomes.push(client::run(setting, &server, goal.point, setting.pace.seconds)?);
             limits.push(now.of(goal)?);
@@ -27,14 +28,15 @@ pub fn run(setting: &Setting, disk: &'static Disk, report: &mut Report) -> Resul
     let rows = disk.goals.iter().zip(&outcomes).zip(&limits);
     let mut rows: Vec<Row> =
         rows.map(|((goal, outcomes), limits)| row(disk.name, goal, outcomes, limits)).collect();
-    for (row, _) in rows.iter_mut().zip(disk.goals).filter(|(_, goal)| goal.p50 > 0.0) {
-        row.floor_ns = (!report.round_trips.is_empty()).then(|| median(&report.round_trips));
+    for row in &mut rows {
+        row.round_trips.clone_from(&round_trips);
     }
     let mut points = Vec::new();
     for depth in DEPTHS {
         let point = Point { rw: "randread", size: "4K", depth, idle_queues: 0 };
         points.push((depth, client::run(setting, &server, point, setting.pace.seconds / 2.0)?));
     }
+    report.round_trips.extend(round_trips);
     report.add(rows);
     report.curves.push(Curve::new(disk, points));
     server.stop()

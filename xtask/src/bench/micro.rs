@@ -20,7 +20,7 @@ pub fn run(quick: bool) -> Result<Vec<Micro>> {
     let directory = target().join("criterion");
     // What is there afterwards is of this run.
     let _ = fs::remove_dir_all(&directory);
-    let (warm, measure, resamples) = if quick { ("0.1", "0.3", "1001") } else { ("1", "3", "100000") };
+    let (warm, measure, resamples) = if quick { ("0.1", "0.3", "1001") } else { ("0.5", "2", "10000") };
     let mut command = cargo(["bench", "-p", "quarry-bench", "--bench", "micro", "--", "--noplot"]);
     process::run(command.args([
         "--warm-up-time",

@@ -12,6 +12,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The bound on the median latency.
 pub const LATENCY: &str = "p50 in ns";
 
+/// Nanoseconds of a cache line's round trip below which two CPUs are near each other: sharing a cache, as a rule.
+const NEAR: f64 = 200.0;
+/// How much it may differ within a run without a word about it.
+const MOVED: f64 = 2.0;
+
 /// The part of its time that a figure may be disturbed without a word about it.
 const DISTURBED: f64 = 0.05;
 
@@ -48,8 +53,8 @@ pub struct Row {
     pub server_ns: Option<f64>,
     /// For which part of the time other programs kept client or server from running: the median run.
     pub disturbed: f64,
-    /// A cache line's round trip, where there is a bound on the latency.
-    pub floor_ns: Option<f64>,
+    /// A cache line's round trip before each run, where it was measured.
+    pub round_trips: Vec<f64>,
     /// SPDK's figure: two sittings.
     pub spdk: Option<(f64, f64)>,
     pub spdk_p50_ns: Option<(f64, f64)>,
@@ -109,7 +114,7 @@ impl Row {
             p999_ns: 0.0,
             server_ns: None,
             disturbed: 0.0,
-            floor_ns: None,
+            round_trips: Vec::new(),
             spdk: None,
             spdk_p50_ns: None,
             limit_name: "",
@@ -260,9 +265,10 @@ impl Report {
                     (_, limit) => ("≤", limit.unwrap_or_default()),
                 };
                 let met = if bound.met { "" } else { "   not met" };
-                let floor = row.floor_ns.filter(|_| bound.what == LATENCY);
-                let floor =
-                    floor.map_or(String::new(), |ns| format!(" (a cache line's round trip: {ns:.0})"));
+                let floor = match bound.what == LATENCY && !row.round_trips.is_empty() {
+                    true => format!(" (a cache line's round trip: {:.0})", median(&row.round_trips)),
+                    false => String::new(),
+                };
                 println!("    {}: {:.2}, should be {sign} {limit:.2}{floor}{met}", bound.what, bound.value);
             }
         }
@@ -288,6 +294,17 @@ impl Report {
                 machine.server_cpu,
                 median(&self.round_trips)
             );
+            if high > low * MOVED {
+                println!(
+                    "The CPUs were moved during the run: medians are of both kinds. result.json has each run's value and \
+                     the round trip before it."
+                );
+            } else if high < NEAR {
+                println!(
+                    "They are near each other now. SPDK's latencies look like CPUs that were not: these ratios to SPDK \
+                     probably flatter."
+                );
+            }
         }
         if all > 0 {
             println!("{met} of {all} bounds on time are met.");
