@@ -205,7 +205,7 @@ impl Admin {
         access: Access,
     ) -> Result<(), Status> {
         let transfer = Transfer { command, len, access, page: self.page, sgl_allowed: false };
-        let resolved = transfer::resolve(table, hint, &transfer, &mut self.segments);
+        let resolved = transfer::resolve(table, hint, transfer, &mut self.segments);
         resolved.map(drop).map_err(|error| self.shared.status_of(error))
     }
 }

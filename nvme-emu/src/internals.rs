@@ -23,11 +23,13 @@ impl Decoder {
     /// # Errors
     /// The device gives no channel.
     pub fn new(device: &dyn Device, reactor: &Reactor) -> Result<Self, block::Error> {
-        let channel = device.channel(reactor)?.into();
+        let channel: std::rc::Rc<dyn block::Channel> = device.channel(reactor)?.into();
+        let keeps_segments = channel.keeps_segments();
         Ok(Self(OpenNamespace {
             channel,
             info: device.info(),
             read_only: false,
+            keeps_segments,
             limiter: Arc::new(Limiter::new(Limits::default())),
         }))
     }
@@ -60,7 +62,7 @@ impl Resolver {
     /// The status that the guest would be told.
     pub fn resolve(&mut self, table: &DmaTable, command: &Command, len: usize) -> Result<usize, Status> {
         let transfer = Transfer { command, len, access: Access::Write, page: 4096, sgl_allowed: true };
-        transfer::resolve(table, &mut self.hint, &transfer, &mut self.segments)
+        transfer::resolve(table, &mut self.hint, transfer, &mut self.segments)
             .map_err(|error| error.status)?;
         Ok(self.segments.len())
     }

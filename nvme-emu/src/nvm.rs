@@ -18,6 +18,8 @@ pub(crate) struct OpenNamespace {
     pub(crate) channel: Rc<dyn Channel>,
     pub(crate) info: Info,
     pub(crate) read_only: bool,
+    /// Its `Io`s need a guard.
+    pub(crate) keeps_segments: bool,
     pub(crate) limiter: Arc<Limiter>,
 }
 
@@ -27,7 +29,9 @@ impl OpenNamespace {
         let channel = namespace.device.channel(reactor)?;
         let info = namespace.device.info();
         let read_only = namespace.read_only || !info.abilities.contains(Abilities::WRITE);
-        Ok(Self { channel: channel.into(), info, read_only, limiter: namespace.limiter.clone() })
+        let keeps_segments = channel.keeps_segments();
+        let limiter = namespace.limiter.clone();
+        Ok(Self { channel: channel.into(), info, read_only, keeps_segments, limiter })
     }
 }
 

@@ -38,6 +38,7 @@ impl From<DmaFault> for TransferError {
 }
 
 /// The data of a command.
+#[derive(Clone, Copy)]
 pub(crate) struct Transfer<'a> {
     pub(crate) command: &'a Command,
     /// Bytes.
@@ -54,7 +55,7 @@ pub(crate) struct Transfer<'a> {
 pub(crate) fn resolve(
     table: &DmaTable,
     hint: &mut Hint,
-    transfer: &Transfer<'_>,
+    transfer: Transfer<'_>,
     segments: &mut Vec<Segment>,
 ) -> Result<RegionMask, TransferError> {
     segments.clear();
@@ -65,13 +66,13 @@ pub(crate) fn resolve(
         segments.push(memory::segment(ptr, transfer.len));
         return Ok(regions);
     }
-    resolve_any(table, hint, transfer, segments)
+    resolve_any(table, hint, &transfer, segments)
 }
 
 /// Where the data is if the command itself says it all.
 #[inline(always)]
-fn in_one_piece(transfer: &Transfer<'_>) -> Option<u64> {
-    let Transfer { command, len, page, sgl_allowed, .. } = *transfer;
+fn in_one_piece(transfer: Transfer<'_>) -> Option<u64> {
+    let Transfer { command, len, page, sgl_allowed, .. } = transfer;
     if command.psdt() == Psdt::PRP {
         let (prp1, first) = (command.prp1(), page - (command.prp1() & (page - 1)));
         return (prp1 & 3 == 0 && len as u64 <= first && len > 0).then_some(prp1);
@@ -84,6 +85,7 @@ fn in_one_piece(transfer: &Transfer<'_>) -> Option<u64> {
     (sgl_allowed && is_block && is_whole && is_aligned).then(|| descriptor.address.get())
 }
 
+#[cold]
 #[inline(never)]
 fn resolve_any(
     table: &DmaTable,

@@ -48,56 +48,67 @@ impl Command {
     pub const BYTES: usize = size_of::<Self>();
 
     /// The opcode, read as an admin command's.
+    #[inline]
     pub const fn admin_opcode(&self) -> AdminOpcode {
         AdminOpcode(self.opcode)
     }
 
     /// The opcode, read as an NVM command's.
+    #[inline]
     pub const fn nvm_opcode(&self) -> NvmOpcode {
         NvmOpcode(self.opcode)
     }
 
     /// FUSE: whether the command is part of a fused operation.
+    #[inline]
     pub const fn fuse(&self) -> Fuse {
         self.flags.fuse()
     }
 
     /// PSDT: whether the command names its data by PRPs or by SGLs.
+    #[inline]
     pub const fn psdt(&self) -> Psdt {
         self.flags.psdt()
     }
 
     /// The command identifier.
+    #[inline]
     pub const fn cid(&self) -> u16 {
         self.cid.get()
     }
 
     /// The namespace identifier.
+    #[inline]
     pub const fn nsid(&self) -> u32 {
         self.nsid.get()
     }
 
     /// Command dword 2.
+    #[inline]
     pub const fn cdw2(&self) -> u32 {
         self.cdw2.get()
     }
 
     /// Command dword 3.
+    #[inline]
     pub const fn cdw3(&self) -> u32 {
         self.cdw3.get()
     }
 
     /// The metadata pointer.
+    #[inline]
     pub const fn mptr(&self) -> u64 {
         self.mptr.get()
     }
 
     /// The first PRP entry of the data pointer.
+    #[inline]
     pub const fn prp1(&self) -> u64 {
         self.dptr.prp1.get()
     }
 
     /// The second PRP entry of the data pointer.
+    #[inline]
     pub const fn prp2(&self) -> u64 {
         self.dptr.prp2.get()
     }
@@ -108,31 +119,37 @@ impl Command {
     }
 
     /// Command dword 10.
+    #[inline]
     pub const fn cdw10(&self) -> u32 {
         self.cdw10.get()
     }
 
     /// Command dword 11.
+    #[inline]
     pub const fn cdw11(&self) -> u32 {
         self.cdw11.get()
     }
 
     /// Command dword 12.
+    #[inline]
     pub const fn cdw12(&self) -> u32 {
         self.cdw12.get()
     }
 
     /// Command dword 13.
+    #[inline]
     pub const fn cdw13(&self) -> u32 {
         self.cdw13.get()
     }
 
     /// Command dword 14.
+    #[inline]
     pub const fn cdw14(&self) -> u32 {
         self.cdw14.get()
     }
 
     /// Command dword 15.
+    #[inline]
     pub const fn cdw15(&self) -> u32 {
         self.cdw15.get()
     }
@@ -229,11 +246,13 @@ impl Completion {
     pub const BYTES: usize = size_of::<Self>();
 
     /// The status without the phase.
+    #[inline]
     pub const fn status(&self) -> Status {
         self.status.status()
     }
 
     /// The phase tag.
+    #[inline]
     pub const fn phase(&self) -> bool {
         self.status.phase()
     }

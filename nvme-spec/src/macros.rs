@@ -34,11 +34,13 @@ macro_rules! open_enum {
             pub const NAMED: &'static [Self] = &[$(Self::$variant),*];
 
             /// The value as it stands on the wire.
+            #[inline]
             pub const fn into_bits(self) -> $repr {
                 self.0
             }
 
             /// Any wire value, known or not.
+            #[inline]
             pub const fn from_bits(bits: $repr) -> Self {
                 Self(bits)
             }

@@ -37,16 +37,19 @@ const FIELD_MASK: u16 = 0x7FFF;
 
 impl Status {
     /// A status of any type and code; bits of `sct` above the lowest three are dropped.
+    #[inline]
     pub const fn new(sct: StatusCodeType, sc: u8) -> Self {
         Self(((sct.0 as u16 & 0b111) << 8) | sc as u16)
     }
 
     /// Any wire value of the 15-bit field; bit 15 is dropped.
+    #[inline]
     pub const fn from_bits(bits: u16) -> Self {
         Self(bits & FIELD_MASK)
     }
 
     /// The 15-bit field.
+    #[inline]
     pub const fn into_bits(self) -> u16 {
         self.0
     }
@@ -72,6 +75,7 @@ impl Status {
     }
 
     /// Whether the command succeeded.
+    #[inline]
     pub const fn is_success(self) -> bool {
         self.code().0 == 0
     }

@@ -76,6 +76,12 @@ pub trait Channel {
     /// kernel, in a library) and can touch memory or change what is on the medium holds the `Io`'s guard until it is
     /// over, zeroes and discards too: the submitter learns by it when a cancelled `Io` can no longer do harm.
     fn submit(&self, io: Io) -> Submission;
+
+    /// Whether segments may be touched after [`Self::submit`] has returned. A channel that answers `false` gets its reads
+    /// and writes without a guard, and completes them on the spot or not at all.
+    fn keeps_segments(&self) -> bool {
+        true
+    }
 }
 
 /// How a channel answered.

@@ -58,6 +58,11 @@ struct MemoryChannel {
 }
 
 impl Channel for MemoryChannel {
+    /// Reads and writes are over when they are submitted.
+    fn keeps_segments(&self) -> bool {
+        false
+    }
+
     fn submit(&self, io: Io) -> Submission {
         if let Err(error) = io.check(&self.info) {
             return Submission::Done(io.complete(Err(error)));

@@ -66,7 +66,8 @@ impl Engine {
     }
 
     fn add_sq(&mut self, sq: SubmissionQueue) {
-        self.hot.push(sq.id);
+        // It becomes hot with its first command.
+        self.cold.push(sq.id);
         let at = usize::from(sq.id);
         self.moved_sqs[at] = None;
         self.sqs[at] = Some(sq);

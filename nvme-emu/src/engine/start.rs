@@ -84,12 +84,11 @@ impl<'a> Launcher<'a> {
     /// Starts a command of queue `sqid`. There is a free slot.
     #[inline(always)]
     pub(super) fn launch(&mut self, sqid: u16, command: &Command) -> Launched {
-        let launched = match command.nvm_opcode() {
+        match command.nvm_opcode() {
             NvmOpcode::READ => self.transfer::<false>(sqid, command),
             NvmOpcode::WRITE => self.transfer::<true>(sqid, command),
-            _ => self.other(sqid, command),
-        };
-        launched.unwrap_or_else(|error| self.refuse(sqid, command, error))
+            _ => self.other(sqid, command).unwrap_or_else(|error| self.refuse(sqid, command, error)),
+        }
     }
 
     #[cold]
@@ -106,42 +105,43 @@ impl<'a> Launcher<'a> {
 
     /// A read or a write.
     #[inline(always)]
-    fn transfer<const WRITE: bool>(
-        &mut self,
-        sqid: u16,
-        command: &Command,
-    ) -> Result<Launched, TransferError> {
+    fn transfer<const WRITE: bool>(&mut self, sqid: u16, command: &Command) -> Launched {
         let op = if WRITE { Op::Write } else { Op::Read };
         let Some(namespace) = self.namespace(command.nsid()) else {
-            return Err(inactive_namespace(command.nsid()).into());
+            return self.refuse(sqid, command, inactive_namespace(command.nsid()).into());
         };
         let most = self.shared.config.max_transfer as usize;
-        let Range { mut flags, lba, blocks, bytes } =
-            nvm::blocks(command, namespace, op, most).map_err(TransferError::from)?;
-        let regions = self.resolve(command, bytes, if WRITE { Access::Read } else { Access::Write })?;
+        let Range { mut flags, lba, blocks, bytes } = match nvm::blocks(command, namespace, op, most) {
+            Ok(range) => range,
+            Err(status) => return self.refuse(sqid, command, status.into()),
+        };
+        let regions = match self.resolve(command, bytes, if WRITE { Access::Read } else { Access::Write }) {
+            Ok(regions) => regions,
+            Err(error) => return self.refuse(sqid, command, error),
+        };
         self.share.spend(bytes);
         if WRITE && self.shared.write_through.load(Ordering::Relaxed) {
             flags |= Flags::FUA;
         }
-        let guard = self.guard.hold_for(self.memory.snapshot());
+        let guard = namespace.keeps_segments.then(|| self.guard.hold_for(self.memory.snapshot()));
         let segments = std::mem::take(self.storage);
-        let io = Io::new(op, lba, blocks, segments, Some(guard), self.slots.next_tag()).with_flags(flags);
+        let io = Io::new(op, lba, blocks, segments, guard, self.slots.next_tag()).with_flags(flags);
         let bytes = bytes as u32;
         match namespace.channel.submit(io) {
             Submission::Done(completed) => {
                 let (result, storage) = completed.into_parts();
                 *self.storage = storage;
                 if let Err(error) = result {
-                    return Ok(self.failed(sqid, command, op, &error));
+                    return self.failed(sqid, command, op, &error);
                 }
                 self.counts.add(op, bytes);
-                Ok(Launched::Done(Status::SUCCESS))
+                Launched::Done(Status::SUCCESS)
             }
             Submission::Pending(future) => {
                 let (read, written) = if WRITE { (0, bytes) } else { (bytes, 0) };
                 let (cid, nsid) = (command.cid(), command.nsid());
                 let tag = Tag { sq: sqid, cid, regions, generation: 0, read, written, nsid };
-                Ok(self.wait(tag, Work::Io(future)))
+                self.wait(tag, Work::Io(future))
             }
         }
     }
@@ -162,7 +162,7 @@ impl<'a> Launcher<'a> {
         access: Access,
     ) -> Result<RegionMask, TransferError> {
         let transfer = Transfer { command, len, access, page: self.page, sgl_allowed: true };
-        transfer::resolve(self.memory.table(), self.hint, &transfer, self.storage)
+        transfer::resolve(self.memory.table(), self.hint, transfer, self.storage)
     }
 
     /// Puts work into a slot, and polls it once.

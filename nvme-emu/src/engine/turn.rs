@@ -5,7 +5,7 @@ use nvme_spec::opcode::NvmOpcode;
 use super::Engine;
 use super::clock::{OTHER, TRANSFER, TurnClock};
 use super::start::{Launched, Launcher};
-use crate::queue::{InvalidDoorbell, completion};
+use crate::queue::{InvalidDoorbell, SubmissionQueue, completion};
 use crate::shared::{DoorbellError, Message};
 use crate::worker::HOME;
 
@@ -20,7 +20,7 @@ const BYTES: usize = 256 << 10;
 /// A run of completions is written when it is so long, or when its commands moved so much data: four entries share a
 /// cache line, which the guest looks at meanwhile.
 const RUN: usize = 16;
-const RUN_BYTES: usize = 16 << 10;
+const RUN_BYTES: usize = 32 << 10;
 /// Of fewer commands than that each completion is written at once: the guest goes on with it while the next is served.
 const LONG_BATCH: u32 = 8;
 
@@ -32,7 +32,7 @@ const QUIET: u32 = 1024;
 pub(super) struct Share {
     pub(super) commands: u32,
     pub(super) bytes: usize,
-    /// What it did: commands, and bytes in pages.
+    /// Commands that it started or ended.
     pub(super) work: u32,
 }
 
@@ -52,9 +52,14 @@ impl Share {
     }
 
     /// Data that is moved now.
+    #[inline(always)]
     pub(super) fn spend(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.work += (bytes >> 12) as u32;
+    }
+
+    /// What the turn has done so far, in commands and pages.
+    fn done(self) -> u32 {
+        self.work + ((BYTES - self.bytes) >> 12) as u32
     }
 
     fn end(&mut self) {
@@ -80,7 +85,7 @@ impl Engine {
 
     /// How much the last turn did, in commands and pages.
     pub(crate) fn work(&self) -> u32 {
-        self.share.work
+        self.share.done()
     }
 
     /// Without bus mastering nothing is posted.
@@ -128,7 +133,7 @@ impl Engine {
                 self.hot_at = 0;
             }
             let qid = self.hot[self.hot_at];
-            let found = self.fetch(qid);
+            let found = !self.is_quiet(qid) && self.fetch(qid);
             busy |= found;
             let Some(sq) = &mut self.sqs[usize::from(qid)] else { continue };
             sq.quiet = if found || sq.in_flight > 0 { 0 } else { sq.quiet + 1 };
@@ -146,7 +151,7 @@ impl Engine {
     /// Looks at some of the quiet queues: more of them the more was done since, all if nothing was.
     fn fetch_cold(&mut self) -> bool {
         let mut busy = false;
-        let mut left = match self.share.work {
+        let mut left = match self.share.done() {
             0 if self.hot.is_empty() => self.cold.len(),
             work => (2 + work as usize / 4).min(self.cold.len()),
         };
@@ -156,7 +161,7 @@ impl Engine {
                 self.cold_at = 0;
             }
             let qid = self.cold[self.cold_at];
-            if self.fetch(qid) {
+            if !self.is_quiet(qid) && self.fetch(qid) {
                 busy = true;
                 self.cold.swap_remove(self.cold_at);
                 self.hot.push(qid);
@@ -170,7 +175,13 @@ impl Engine {
         busy
     }
 
+    #[inline(always)]
+    fn is_quiet(&self, qid: u16) -> bool {
+        self.sqs[usize::from(qid)].as_ref().is_none_or(SubmissionQueue::is_quiet)
+    }
+
     /// Starts commands of one queue. Returns whether there was anything.
+    #[inline(never)]
     fn fetch(&mut self, qid: u16) -> bool {
         let Some(sq) = &mut self.sqs[usize::from(qid)] else { return false };
         if sq.deleting.is_some() || sq.leaving || !sq.ring.is_mapped() {

@@ -4,9 +4,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use nvme_spec::command::{Completion, CompletionStatus};
+use nvme_spec::command::Completion;
 use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaFault, DmaTable, Hint};
+use zerocopy::little_endian::U16;
 
 use super::ring::{Backing, Ring};
 use super::signal::{Look, Signal};
@@ -339,6 +340,7 @@ pub(crate) fn completion(sqid: u16, sqhd: u16, cid: u16, status: Status, result:
         sqhd: sqhd.into(),
         sqid: sqid.into(),
         cid: cid.into(),
-        status: CompletionStatus::new().with_status(status),
+        // P is bit 0, the status field is above it (Base 3.3.3.2).
+        status: zerocopy::transmute!(U16::new(status.into_bits() << 1)),
     }
 }

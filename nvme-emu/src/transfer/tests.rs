@@ -46,7 +46,7 @@ impl Guest {
     fn resolve(&self, command: &Command, len: usize, access: Access) -> Result<Vec<u8>, TransferError> {
         let mut segments = Vec::new();
         let transfer = Transfer { command, len, access, page: PAGE, sgl_allowed: true };
-        resolve(&self.space.table(), &mut Hint::default(), &transfer, &mut segments)?;
+        resolve(&self.space.table(), &mut Hint::default(), transfer, &mut segments)?;
         assert_eq!(segments.iter().map(Segment::len).sum::<usize>(), len);
         let mut data = vec![0; len];
         read_from_host(&segments, &mut data);
@@ -160,7 +160,7 @@ fn neighbouring_pages_are_one_segment() {
     let mut segments = Vec::new();
     let transfer =
         Transfer { command: &command, len: 32 * 4096, access: Access::Read, page: PAGE, sgl_allowed: true };
-    resolve(&guest.space.table(), &mut Hint::default(), &transfer, &mut segments).unwrap();
+    resolve(&guest.space.table(), &mut Hint::default(), transfer, &mut segments).unwrap();
     assert_eq!(segments.len(), 1);
 }
 
