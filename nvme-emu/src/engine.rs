@@ -64,6 +64,8 @@ pub(crate) struct Engine {
     /// By namespace identifier less one. Empty until the first command or change.
     namespaces: Vec<Option<OpenNamespace>>,
     namespaces_open: bool,
+    /// Some of them want hints of what comes.
+    prefetches: bool,
     slots: Slots,
     woken: Vec<u32>,
     retirements: Vec<Retirement>,
@@ -110,6 +112,7 @@ impl Engine {
             stops: 0,
             namespaces: Vec::new(),
             namespaces_open: false,
+            prefetches: false,
             woken: Vec::new(),
             retirements: Vec::new(),
             gone: 0,
@@ -191,6 +194,7 @@ impl Engine {
                 .inspect_err(|error| tracing::error!(nsid, %error, "cannot open a channel to the namespace"))
                 .ok()
         });
+        self.prefetches = self.namespaces.iter().flatten().any(|namespace| namespace.prefetches);
         self.limits_changed();
     }
 

@@ -30,6 +30,7 @@ impl Decoder {
             info: device.info(),
             read_only: false,
             keeps_segments,
+            prefetches: false,
             limiter: Arc::new(Limiter::new(Limits::default())),
         }))
     }

@@ -126,6 +126,20 @@ impl<'a> Gather<'a> {
         Ok(())
     }
 
+    /// Appends a page of a list. Those of a large buffer follow each other, mostly in one region.
+    #[inline]
+    pub(crate) fn push_page(&mut self, iova: u64, len: usize) -> Result<(), DmaFault> {
+        if let Some((ptr, mask)) = self.table.resolve_again(iova, len, self.access, *self.hint) {
+            self.mask |= mask;
+            match &mut self.open {
+                Some((start, have)) if start.as_ptr().addr() + *have == ptr.as_ptr().addr() => *have += len,
+                _ => append(self.segments, &mut self.open, ptr, len),
+            }
+            return Ok(());
+        }
+        self.push(iova, len)
+    }
+
     /// Appends host memory that lives for ever.
     pub(crate) fn push_static(&mut self, ptr: NonNull<u8>, len: usize) {
         append(self.segments, &mut self.open, ptr, len);

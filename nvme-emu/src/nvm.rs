@@ -20,6 +20,8 @@ pub(crate) struct OpenNamespace {
     pub(crate) read_only: bool,
     /// Its `Io`s need a guard.
     pub(crate) keeps_segments: bool,
+    /// Its channel wants hints of what comes.
+    pub(crate) prefetches: bool,
     pub(crate) limiter: Arc<Limiter>,
 }
 
@@ -29,9 +31,9 @@ impl OpenNamespace {
         let channel = namespace.device.channel(reactor)?;
         let info = namespace.device.info();
         let read_only = namespace.read_only || !info.abilities.contains(Abilities::WRITE);
-        let keeps_segments = channel.keeps_segments();
+        let (keeps_segments, prefetches) = (channel.keeps_segments(), channel.prefetches());
         let limiter = namespace.limiter.clone();
-        Ok(Self { channel: channel.into(), info, read_only, keeps_segments, limiter })
+        Ok(Self { channel: channel.into(), info, read_only, keeps_segments, prefetches, limiter })
     }
 }
 

@@ -159,7 +159,7 @@ fn resolve_prp_list(
                     return Err(Status::PRP_OFFSET_INVALID.into());
                 }
                 let piece = rest.min(page);
-                gather.push(entry, piece as usize)?;
+                gather.push_page(entry, piece as usize)?;
                 rest -= piece;
             }
             at = at.wrapping_add(n as u64 * 8);

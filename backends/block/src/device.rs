@@ -1,6 +1,6 @@
 //! [`Device`] and [`Channel`]: what a block device is, and a reactor's own way into it.
 
-use crate::{Completed, Error, Io, IoFuture, Reactor};
+use crate::{Completed, Error, Io, IoFuture, Op, Reactor};
 
 /// Geometry and abilities of a device at this moment (a resize changes `blocks`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,17 @@ pub trait Channel {
     /// kernel, in a library) and can touch memory or change what is on the medium holds the `Io`'s guard until it is
     /// over, zeroes and discards too: the submitter learns by it when a cancelled `Io` can no longer do harm.
     fn submit(&self, io: Io) -> Submission;
+
+    /// An `Io` on these blocks follows soon: a channel that copies can have the memory on its way. A hint, with a range
+    /// that nobody has checked. Called only if [`Self::prefetches`] says so.
+    fn prefetch(&self, op: Op, lba: u64, blocks: u64) {
+        let _ = (op, lba, blocks);
+    }
+
+    /// Whether [`Self::prefetch`] is of any use.
+    fn prefetches(&self) -> bool {
+        false
+    }
 
     /// Whether segments may be touched after [`Self::submit`] has returned. A channel that answers `false` gets its reads
     /// and writes without a guard, and completes them on the spot or not at all.

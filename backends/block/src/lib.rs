@@ -13,6 +13,7 @@ pub mod error;
 pub mod fault;
 pub mod future;
 pub mod io;
+pub mod prefetch;
 pub mod reactor;
 pub mod testing;
 

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use block::{Error, ErrorKind, Segment};
+use block::{Error, ErrorKind, Op, Segment};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 pub(crate) struct Map {
@@ -48,6 +48,15 @@ impl Map {
         }
         // SAFETY: within the mapping (just checked).
         Some(unsafe { self.base.as_ptr().add(offset) })
+    }
+
+    /// Hints that bytes will be copied soon, if they are inside.
+    pub(crate) fn prefetch(&self, op: Op, offset: usize, len: usize) {
+        match (op, self.at(offset, len)) {
+            (Op::Read, Some(at)) => block::prefetch::to_read(at, len),
+            (Op::Write, Some(at)) => block::prefetch::to_write(at, len),
+            _ => {}
+        }
     }
 
     /// Copies from the map at `offset` into the whole segment. False if that is not all inside.

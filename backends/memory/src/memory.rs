@@ -14,6 +14,9 @@ const STEP: usize = 1 << 20;
 /// Zeroes below this many bytes are written: getting fresh pages costs more than keeping them.
 const GIVE_BACK: usize = 64 << 10;
 
+/// Bytes that are worth a hint: the processor finds out about the rest itself.
+const PREFETCHED: usize = 4096;
+
 /// A RAM disk: sparse (memory is taken where it is written), gone with the process.
 ///
 /// Reads and writes complete on the spot. Overlapping I/Os of several threads are allowed and may tear, as on any
@@ -58,6 +61,18 @@ struct MemoryChannel {
 }
 
 impl Channel for MemoryChannel {
+    fn prefetch(&self, op: Op, lba: u64, blocks: u64) {
+        let block_size = u64::from(self.info.block_size);
+        let bytes = usize::try_from(blocks.saturating_mul(block_size)).unwrap_or(usize::MAX);
+        if let Ok(offset) = usize::try_from(lba.saturating_mul(block_size)) {
+            self.map.prefetch(op, offset, bytes.min(PREFETCHED));
+        }
+    }
+
+    fn prefetches(&self) -> bool {
+        true
+    }
+
     /// Reads and writes are over when they are submitted.
     fn keeps_segments(&self) -> bool {
         false

@@ -1,7 +1,5 @@
 //! One turn of a worker: polls what was woken, fetches and starts new commands, posts completions, signals.
 
-use nvme_spec::opcode::NvmOpcode;
-
 use super::Engine;
 use super::clock::{OTHER, TRANSFER, TurnClock};
 use super::start::{Launched, Launcher};
@@ -17,9 +15,8 @@ pub(super) const BATCH: u32 = 32;
 const COMMANDS: u32 = 64;
 const BYTES: usize = 256 << 10;
 
-/// A run of completions is written when it is so long, or when its commands moved so much data: four entries share a
+/// A run of completions is written when its commands moved so much data, and when the batch ends: four entries share a
 /// cache line, which the guest looks at meanwhile.
-const RUN: usize = 16;
 const RUN_BYTES: usize = 32 << 10;
 /// Of fewer commands than that each completion is written at once: the guest goes on with it while the next is served.
 const LONG_BATCH: u32 = 8;
@@ -62,8 +59,9 @@ impl Share {
         self.work + ((BYTES - self.bytes) >> 12) as u32
     }
 
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.commands = 0;
+        self.bytes = 0;
     }
 }
 
@@ -216,10 +214,10 @@ impl Engine {
         if self.throttle.is_limited() {
             return self.start_limited(qid, cqid, room as usize);
         }
-        let run = if room < LONG_BATCH { 1 } else { RUN };
+        let run_bytes = if room < LONG_BATCH { 0 } else { RUN_BYTES };
         let mut run_from = self.share.bytes;
         let mut started = 0;
-        let Self { sqs, cqs, batch, clock, touched, memory, .. } = self;
+        let Self { sqs, cqs, batch, touched, memory, .. } = self;
         let (Some(sq), Some(cq)) = (&mut sqs[usize::from(qid)], &mut cqs[usize::from(cqid)]) else {
             return false;
         };
@@ -234,9 +232,16 @@ impl Engine {
             storage: &mut self.storage,
             guard: &mut self.guard,
             counts: &mut self.counts,
+            clock: &mut self.clock,
             page: self.page,
+            most: self.shared.config.max_transfer as usize,
         };
-        for command in &batch[..room as usize] {
+        let batch = &batch[..room as usize];
+        let prefetches = self.prefetches;
+        for (at, command) in batch.iter().enumerate() {
+            if prefetches && let Some(next) = batch.get(at + 1) {
+                launcher.prefetch(next);
+            }
             if launcher.share.bytes == 0 || !launcher.slots.has_room() {
                 break;
             }
@@ -249,18 +254,13 @@ impl Engine {
                 }
             }
             started += 1;
-            let is_transfer = matches!(command.nvm_opcode(), NvmOpcode::READ | NvmOpcode::WRITE);
-            if !is_transfer && clock.is_over(OTHER) {
-                launcher.share.end();
-                break;
-            }
-            if cq.run_len() >= run || run_from - launcher.share.bytes >= RUN_BYTES {
+            if run_from - launcher.share.bytes >= run_bytes {
                 cq.flush(memory.table());
                 run_from = launcher.share.bytes;
             }
         }
         launcher.share.count(started);
-        if clock.is_over(started * TRANSFER) {
+        if launcher.clock.is_over(started * TRANSFER) {
             launcher.share.end();
         }
         // The last ones of the batch do not wait for other queues.

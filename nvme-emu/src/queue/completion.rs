@@ -242,12 +242,6 @@ impl CompletionQueue {
         self.run.push(completion);
     }
 
-    /// Completions that are not written yet.
-    #[inline]
-    pub(crate) fn run_len(&self) -> usize {
-        self.run.len()
-    }
-
     /// Gives a slot back without a completion (a command that will never be answered).
     pub(crate) fn release(&mut self) {
         self.reserved = self.reserved.saturating_sub(1);
