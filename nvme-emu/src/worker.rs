@@ -12,6 +12,9 @@ use crate::shared::{Message, Port, Shared};
 /// The index of the worker that runs the admin queue.
 pub(crate) const HOME: usize = 0;
 
+/// While its queues are busy, a worker looks at the admin queue in each so manieth turn.
+const HOME_TURNS: u32 = 8;
+
 /// How long before its deadline retired memory is taken away from commands that hold it.
 const RETIRE_MARGIN: Duration = Duration::from_millis(250);
 
@@ -25,6 +28,9 @@ pub struct WorkerSeed {
 pub struct Worker {
     engine: Engine,
     home: Option<Home>,
+    turns: u32,
+    /// The last turn found something to do.
+    busy: bool,
 }
 
 impl WorkerSeed {
@@ -33,7 +39,7 @@ impl WorkerSeed {
         let Self { shared, index } = self;
         let _ = shared.ports[index].unparker.set(reactor.unparker());
         let home = (index == HOME).then(Home::new);
-        Worker { engine: Engine::new(shared, index, reactor.clone()), home }
+        Worker { engine: Engine::new(shared, index, reactor.clone()), home, turns: 0, busy: false }
     }
 }
 
@@ -52,7 +58,10 @@ impl Worker {
         self.refresh_memory();
         // Before the queues are looked at: if the pin is lowered while they are, the next turn looks again.
         let lowered = self.engine.shared.take_intx_lowered();
-        if let Some(home) = &mut self.home {
+        self.turns = self.turns.wrapping_add(1);
+        if let Some(home) = &mut self.home
+            && (changed || !self.busy || home.is_active() || self.turns.is_multiple_of(HOME_TURNS))
+        {
             busy |= home.turn(&mut self.engine, changed);
         }
         let shared = &self.engine.shared;
@@ -61,6 +70,7 @@ impl Worker {
         if lowered {
             self.engine.shared.update_intx();
         }
+        self.busy = busy;
         busy
     }
 

@@ -14,8 +14,8 @@ const STEP: usize = 1 << 20;
 /// Zeroes below this many bytes are written: getting fresh pages costs more than keeping them.
 const GIVE_BACK: usize = 64 << 10;
 
-/// Bytes that are worth a hint: the processor finds out about the rest itself.
-const PREFETCHED: usize = 4096;
+/// Up to so many bytes are worth a hint. (Measured: it takes a third off the time of 4 KiB, and is lost on 128 KiB.)
+const PREFETCHED: usize = 8192;
 
 /// A RAM disk: sparse (memory is taken where it is written), gone with the process.
 ///
@@ -64,8 +64,10 @@ impl Channel for MemoryChannel {
     fn prefetch(&self, op: Op, lba: u64, blocks: u64) {
         let block_size = u64::from(self.info.block_size);
         let bytes = usize::try_from(blocks.saturating_mul(block_size)).unwrap_or(usize::MAX);
-        if let Ok(offset) = usize::try_from(lba.saturating_mul(block_size)) {
-            self.map.prefetch(op, offset, bytes.min(PREFETCHED));
+        if bytes <= PREFETCHED
+            && let Ok(offset) = usize::try_from(lba.saturating_mul(block_size))
+        {
+            self.map.prefetch(op, offset, bytes);
         }
     }
 

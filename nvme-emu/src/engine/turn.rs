@@ -11,9 +11,9 @@ use crate::worker::HOME;
 pub(super) const BATCH: u32 = 32;
 
 /// Commands and bytes started in one turn. Small, so that a neighbour on the same reactor who wants little waits little
-/// (256 KiB are some 20 us of copying), and large beside what a turn costs.
+/// (512 KiB are some 20 us of copying), and large beside what a turn costs.
 const COMMANDS: u32 = 64;
-const BYTES: usize = 256 << 10;
+const BYTES: usize = 512 << 10;
 
 /// A run of completions is written when its commands moved so much data, and when the batch ends: four entries share a
 /// cache line, which the guest looks at meanwhile.
