@@ -36,9 +36,9 @@ fn ensure(name: &str, config: &Config, open: &mut Devices) -> Result<Arc<dyn Dev
     // Ends: a checked graph has no circles.
     let failed = |error: block::Error| StartError::new(&device.spot, error);
     let opened: Arc<dyn Device> = match &device.kind {
-        DeviceKind::Memory(plain) => {
-            Arc::new(MemoryDevice::with_block_size(plain.size.value, plain.block_size.value).map_err(failed)?)
-        }
+        DeviceKind::Memory(plain, pages) => Arc::new(
+            MemoryDevice::with_pages(plain.size.value, plain.block_size.value, *pages).map_err(failed)?,
+        ),
         DeviceKind::Null(plain) => {
             Arc::new(NullDevice::with_block_size(plain.size.value, plain.block_size.value).map_err(failed)?)
         }

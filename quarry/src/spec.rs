@@ -6,6 +6,8 @@ use std::path::Path;
 
 use crate::config::defaults;
 use crate::config::diagnostic::{At, Sink, Spot};
+use block_memory::HugePages;
+
 use crate::config::model::{DeviceKind, Direct, FileDevice, Plain};
 use crate::config::parse::absolute;
 use crate::config::reader::expected;
@@ -55,7 +57,9 @@ pub fn parse(text: &str, common: Common, sink: &Sink) -> Option<DiskSpec> {
     let options = Options::read(parts, &spot, sink);
     let parsed = match kind {
         "file" => options.file(&what, common),
-        "mem" | "memory" => options.plain(&what, common).map(DeviceKind::Memory),
+        "mem" | "memory" => {
+            options.plain(&what, common).map(|plain| DeviceKind::Memory(plain, HugePages::default()))
+        }
         "null" => options.plain(&what, common).map(DeviceKind::Null),
         _ => {
             sink.error(&spot, format!("`{kind}` is no kind of disk"), expected(kind, KINDS.into_iter()));
@@ -244,7 +248,7 @@ mod tests {
 
     #[test]
     fn reads_disks() {
-        let DeviceKind::Memory(plain) = good("mem:1G").device else { panic!() };
+        let DeviceKind::Memory(plain, _) = good("mem:1G").device else { panic!() };
         assert_eq!((plain.size.value, plain.block_size.value), (1 << 30, 512));
         let DeviceKind::Null(plain) = good("null:1T,block-size=4K").device else { panic!() };
         assert_eq!((plain.size.value, plain.block_size.value), (1 << 40, 4096));

@@ -1,13 +1,13 @@
 //! Block devices in memory: [`MemoryDevice`], which keeps what is written for as long as the process lives, and
 //! [`NullDevice`], which keeps nothing.
 //!
-//! What they leave out: persistence (see the `file` and `pmem` backends), huge pages and NUMA placement.
+//! What they leave out: persistence (see the `file` and `pmem` backends) and NUMA placement.
 
 mod map;
 mod memory;
 mod null;
 
-pub use memory::MemoryDevice;
+pub use memory::{HugePages, MemoryDevice};
 pub use null::NullDevice;
 
 use block::{Error, ErrorKind};

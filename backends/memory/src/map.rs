@@ -19,7 +19,8 @@ unsafe impl Sync for Map {}
 
 impl Map {
     /// `len` bytes that read as zeroes and take up memory only where they are written.
-    pub(crate) fn new(len: u64) -> Result<Self, Error> {
+    /// `huge`: in huge pages where the kernel has them, which are whole once a byte of them is written.
+    pub(crate) fn new(len: u64, huge: bool) -> Result<Self, Error> {
         let refused = |cause: &dyn std::fmt::Display| {
             let text = format!(
                 "cannot map {len} bytes of memory: {cause}; use a smaller size, or raise `ulimit -v`"
@@ -37,6 +38,11 @@ impl Map {
             )
         }
         .map_err(|error| refused(&error))?;
+        if huge {
+            // SAFETY: our own mapping; how its pages are made changes nothing of their contents. A kernel without huge
+            // pages refuses, which is all right.
+            let _ = unsafe { madvise(base, len, Advice::LinuxHugepage) };
+        }
         let base = NonNull::new(base.cast()).ok_or_else(|| refused(&"address 0"))?;
         Ok(Self { base, len, page: rustix::param::page_size() })
     }

@@ -92,7 +92,7 @@ fn devices(config: &Config, sink: &Sink) {
             resolve(inner, known.clone(), "device", sink);
         }
         let (size, block_size) = match &device.kind {
-            DeviceKind::Memory(plain) | DeviceKind::Null(plain) => {
+            DeviceKind::Memory(plain, _) | DeviceKind::Null(plain) => {
                 (Some(&plain.size), plain.block_size.value)
             }
             DeviceKind::File(file) => (file.size.as_ref(), file.block_size.value),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use block::fault::{Action, Ops};
+use block_memory::HugePages;
 use nvme_emu::Limits;
 
 use super::diagnostic::{At, Spot};
@@ -134,7 +135,7 @@ pub struct DeviceConfig {
 #[derive(Clone, Debug)]
 pub enum DeviceKind {
     /// Bytes in memory, gone when the server ends.
-    Memory(Plain),
+    Memory(Plain, HugePages),
     /// Reads zeroes, forgets writes.
     Null(Plain),
     /// A file or a block special file.
@@ -147,7 +148,7 @@ impl DeviceKind {
     /// The value of `type`.
     pub fn type_name(&self) -> &'static str {
         match self {
-            Self::Memory(_) => "memory",
+            Self::Memory(..) => "memory",
             Self::Null(_) => "null",
             Self::File(_) => "file",
             Self::Fault(_) => "fault",
@@ -157,7 +158,7 @@ impl DeviceKind {
     /// The devices it stands on.
     pub fn inner(&self) -> Vec<&At<String>> {
         match self {
-            Self::Memory(_) | Self::Null(_) | Self::File(_) => Vec::new(),
+            Self::Memory(..) | Self::Null(_) | Self::File(_) => Vec::new(),
             Self::Fault(fault) => vec![&fault.on],
         }
     }

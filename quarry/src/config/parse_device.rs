@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use block::ErrorKind;
 use block::fault::{Action, Ops};
+use block_memory::HugePages;
 
 use super::defaults;
 use super::diagnostic::{At, Spot};
@@ -24,6 +25,9 @@ const TYPES: [(&str, Type); 4] =
     [("file", Type::File), ("memory", Type::Memory), ("null", Type::Null), ("fault", Type::Fault)];
 
 const DIRECT: [(&str, Direct); 3] = [("auto", Direct::Auto), ("on", Direct::On), ("off", Direct::Off)];
+
+const HUGE_PAGES: [(&str, HugePages); 3] =
+    [("auto", HugePages::Auto), ("on", HugePages::On), ("off", HugePages::Off)];
 
 const OPERATIONS: [(&str, Ops); 5] = [
     ("read", Ops::READ),
@@ -53,7 +57,11 @@ pub(super) fn device(section: Section<'_>, base: &Path) -> Option<DeviceKind> {
         return section.missing("type", "\"file\"");
     }
     let kind = match section.choice("type", &TYPES)?.value {
-        Type::Memory => plain(&section).map(DeviceKind::Memory),
+        Type::Memory => {
+            let pages =
+                section.choice("huge_pages", &HUGE_PAGES).map_or_else(HugePages::default, |at| at.value);
+            plain(&section).map(|plain| DeviceKind::Memory(plain, pages))
+        }
         Type::Null => plain(&section).map(DeviceKind::Null),
         Type::File => file(&section, base).map(DeviceKind::File),
         Type::Fault => fault(&section).map(DeviceKind::Fault),
