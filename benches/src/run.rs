@@ -99,14 +99,16 @@ impl Outcome {
     }
 }
 
-/// Polls without a completion after which the system's clock is looked at, and the CPU given away if it is shared.
-const PATIENT_POLLS: u64 = 1 << 20;
+/// Polls without a completion (some 10 us) after which the CPU is offered to others, and the system's clock looked at: the
+/// kernel's threads that complete a disk's I/O may have to run here, and would wait for a tick. Fewer if the server has no
+/// CPU of its own.
+const PATIENT_POLLS: u64 = 1 << 11;
 const SHARED_POLLS: u64 = 1 << 8;
 /// No single command takes that long, unless it never ends.
 const STUCK: Duration = Duration::from_secs(30);
 
 /// Runs all lanes in this thread. `bytes` are those of a command. With `shares_cpu` the other side has no CPU of its
-/// own: this thread gives its CPU away when it waits.
+/// own: this thread gives its CPU away sooner when it waits.
 ///
 /// # Errors
 /// [`Failure`]. The lanes are of no use any more then.
@@ -144,9 +146,7 @@ pub fn run(
         }
         waited += 1;
         if waited % polls == 0 {
-            if shares_cpu {
-                std::thread::yield_now();
-            }
+            std::thread::yield_now();
             let now = Instant::now();
             if waited == polls {
                 last = now;

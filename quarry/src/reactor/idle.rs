@@ -18,10 +18,19 @@ const HARD_SPIN: Duration = Duration::from_micros(10);
 const SHORTEST: Duration = Duration::from_micros(20);
 /// The longest sleep while a guest is there and the CPU time allows it: what the first I/O waits for.
 const LONGEST: Duration = Duration::from_micros(80);
+/// Work that came soon, so many times in a row, makes it likely that the kernel completes the next I/O soon, too.
+const TRUST: u32 = 16;
+/// How soon that is.
+const SOON: Duration = Duration::from_micros(200);
+/// A sleep whose end the kernel tells dearly is one that is set on a timer: from here on it is left out where an I/O's
+/// completion is expected.
+const DEAR: Duration = Duration::from_micros(5);
 /// The longest sleep in any case.
-const LAST_RESORT: Duration = Duration::from_millis(4);
+const LAST_RESORT: Duration = Duration::from_millis(5);
 /// Turns without work before the clock is looked at: a busy reactor never does.
 const TURNS_BEFORE_CLOCK: u32 = 64;
+/// Turns without work after which a reactor that polls offers its CPU to others, each time: some 20 us.
+const TURNS_BEFORE_YIELD: u32 = 512;
 /// Sleeps in a row over which their price is measured.
 const MEASURED: u32 = 16;
 /// CPU time that sleeping may take: one part in so many of the time that passes (1.6 %).
@@ -47,6 +56,8 @@ pub enum Wait {
 pub struct Idle {
     turns: u32,
     since: Option<Instant>,
+    /// Times in a row that work came soon.
+    trust: u32,
     /// CPU time of a sleep and the turn after it.
     price: Duration,
     /// CPU time that may be spent on sleeps.
@@ -63,6 +74,7 @@ impl Default for Idle {
         Self {
             turns: 0,
             since: None,
+            trust: 0,
             price: Duration::from_micros(2),
             allowance: SAVED,
             filled: None,
@@ -79,6 +91,14 @@ impl Idle {
         self.turns = 0;
         self.since = None;
         self.sleeps = 0;
+        self.trust = self.trust.saturating_add(1);
+    }
+
+    /// It slept so long.
+    pub fn slept(&mut self, time: Duration) {
+        if time > SOON {
+            self.trust = 0;
+        }
     }
 
     /// CPU time of a sleep and the turn after it, as measured on this machine.
@@ -86,20 +106,22 @@ impl Idle {
         self.price
     }
 
-    /// There was none. `watched` tells whether there is something to look at that wakes nobody; `now` and `cpu` (this
-    /// thread's CPU time) are asked only when needed.
+    /// There was none. `watched` tells whether there is something to look at that wakes nobody, `pending` whether the
+    /// kernel has I/O whose completion ends a sleep; `now` and `cpu` (this thread's CPU time) are asked only when needed.
     pub fn wait(
         &mut self,
         mode: Mode,
         watched: impl FnOnce() -> bool,
+        pending: impl FnOnce() -> bool,
         now: impl FnOnce() -> Instant,
         cpu: impl FnOnce() -> Duration,
     ) -> Wait {
+        self.turns = self.turns.wrapping_add(1);
         if mode == Mode::Poll {
-            return Wait::Spin;
+            // Threads of the kernel that have to run on this CPU would wait for a tick: 4 ms for who waits for them.
+            return if self.turns.is_multiple_of(TURNS_BEFORE_YIELD) { Wait::Yield } else { Wait::Spin };
         }
-        self.turns = self.turns.saturating_add(1);
-        if self.turns < TURNS_BEFORE_CLOCK {
+        if self.turns < TURNS_BEFORE_CLOCK && self.since.is_none() {
             return Wait::Spin;
         }
         let watched = watched();
@@ -108,8 +130,15 @@ impl Idle {
         }
         let now = now();
         let idle = now.saturating_duration_since(*self.since.get_or_insert(now));
+        if idle < HARD_SPIN {
+            return Wait::Spin;
+        }
+        // Where a timer is dear the sleep goes without one, nearly: it is beyond the kernel's next tick.
+        if self.trust >= TRUST && self.price >= DEAR && watched && pending() {
+            return Wait::Sleep(LAST_RESORT);
+        }
         if idle < SPIN {
-            return if idle < HARD_SPIN { Wait::Spin } else { Wait::Yield };
+            return Wait::Yield;
         }
         if !watched {
             return Wait::UntilWoken;
@@ -118,9 +147,10 @@ impl Idle {
     }
 
     fn pause(&mut self, idle: Duration, now: Instant, cpu: impl FnOnce() -> Duration) -> Duration {
-        if self.sleeps.is_multiple_of(MEASURED) {
+        // Not for the first sleeps: a guest that is only slow has no more of them, and the clock is a system call.
+        if self.sleeps % MEASURED == MEASURED - 1 {
             let spent = cpu();
-            if self.sleeps > 0 {
+            if self.sleeps >= MEASURED {
                 let price = spent.saturating_sub(self.marked) / MEASURED;
                 self.price = ((self.price * 3 + price) / 4).max(Duration::from_nanos(100));
             }
@@ -157,6 +187,7 @@ mod tests {
         at: Duration,
         spent: Duration,
         price: Duration,
+        pending: bool,
     }
 
     impl Machine {
@@ -167,12 +198,13 @@ mod tests {
                 at: Duration::ZERO,
                 spent: Duration::ZERO,
                 price,
+                pending: false,
             }
         }
 
         fn wait(&mut self, mode: Mode, watched: bool) -> Wait {
             let (now, spent) = (self.start + self.at, self.spent);
-            self.idle.wait(mode, || watched, || now, || spent)
+            self.idle.wait(mode, || watched, || self.pending, || now, || spent)
         }
 
         /// Nothing to do for `time`: the longest sleep, and the CPU time of all of them.
@@ -200,6 +232,7 @@ mod tests {
             let wait = machine.idle.wait(
                 Mode::Adaptive,
                 || panic!("watched"),
+                || panic!("pending"),
                 || panic!("the clock"),
                 || panic!("the CPU clock"),
             );
@@ -246,6 +279,32 @@ mod tests {
     }
 
     #[test]
+    fn io_that_completes_soon_is_waited_for_without_a_timer_where_timers_are_dear() {
+        let io = |micros: u64| {
+            let mut machine = Machine::new(Duration::from_micros(micros));
+            machine.rest(Duration::from_secs(1));
+            machine.pending = true;
+            for _ in 0..TRUST {
+                machine.idle.worked();
+            }
+            for _ in 1..TURNS_BEFORE_CLOCK {
+                machine.wait(Mode::Adaptive, true);
+            }
+            assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Spin);
+            machine.at += HARD_SPIN;
+            machine
+        };
+        assert_eq!(io(1).wait(Mode::Adaptive, true), Wait::Yield);
+        let mut machine = io(20);
+        assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Sleep(LAST_RESORT));
+        // It did not come soon: back to looking often.
+        machine.idle.slept(Duration::from_millis(1));
+        machine.at += SPIN;
+        let Wait::Sleep(pause) = machine.wait(Mode::Adaptive, true) else { panic!("it sleeps") };
+        assert!(pause < LAST_RESORT);
+    }
+
+    #[test]
     fn costs_nothing_without_a_guest() {
         let mut machine = Machine::new(Duration::from_micros(1));
         for _ in 0..TURNS_BEFORE_CLOCK {
@@ -263,6 +322,12 @@ mod tests {
         }
         assert_eq!(machine.wait(Mode::Interrupt, false), Wait::UntilWoken);
         machine.at = Duration::from_secs(1);
-        assert_eq!(machine.wait(Mode::Poll, false), Wait::Spin);
+        machine.idle.worked();
+        let waits: Vec<Wait> = (0..2 * TURNS_BEFORE_YIELD).map(|_| machine.wait(Mode::Poll, false)).collect();
+        assert_eq!(waits.iter().filter(|wait| **wait == Wait::Yield).count(), 2);
+        assert_eq!(
+            waits.iter().filter(|wait| **wait == Wait::Spin).count() as u32,
+            2 * TURNS_BEFORE_YIELD - 2
+        );
     }
 }

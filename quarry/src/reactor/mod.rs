@@ -265,23 +265,26 @@ impl Core {
                 continue;
             }
             let watched = || self.workers().any(|worker| worker.is_watched() || worker.needs_turns());
-            match idle.wait(shared.mode(), watched, Instant::now, cpu_time) {
+            let pending = || self.reactor.in_flight() > 0;
+            match idle.wait(shared.mode(), watched, pending, Instant::now, cpu_time) {
                 Wait::Spin => std::hint::spin_loop(),
                 Wait::Yield => std::thread::yield_now(),
-                Wait::Sleep(time) => self.sleep(time, idle.price(), shared),
+                Wait::Sleep(time) => self.sleep(time, &mut idle, shared),
                 Wait::UntilWoken if self.arm() => {}
-                Wait::UntilWoken => self.sleep(Duration::MAX, idle.price(), shared),
+                Wait::UntilWoken => self.sleep(Duration::MAX, &mut idle, shared),
             }
         }
     }
 
-    fn sleep(&mut self, time: Duration, price: Duration, shared: &Shared) {
-        self.load.sleep_price = price;
+    fn sleep(&mut self, time: Duration, idle: &mut Idle, shared: &Shared) {
+        self.load.sleep_price = idle.price();
         shared.publish(&self.load);
         let before = Instant::now();
         self.reactor.park(time);
+        let slept = before.elapsed();
+        idle.slept(slept);
         self.load.sleeps += 1;
-        self.load.slept += before.elapsed();
+        self.load.slept += slept;
     }
 
     fn workers(&self) -> impl Iterator<Item = &Worker> {
