@@ -7,6 +7,7 @@ pub mod alloc;
 pub mod clock;
 pub mod cpu;
 pub mod histogram;
+pub mod idle;
 pub mod lane;
 pub mod limits;
 pub mod memory;

@@ -33,6 +33,9 @@ impl Memory {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
+        // As the server does where there is room for it. A kernel without huge pages refuses, which is all right.
+        // SAFETY: our own mapping; how its pages are made changes nothing of their contents.
+        let _ = unsafe { rustix::mm::madvise(base, len, rustix::mm::Advice::LinuxHugepage) };
         Self::touched(base.cast(), len)
     }
 

@@ -77,6 +77,8 @@ pub(crate) struct Engine {
     hint: Hint,
     bus_master: bool,
     share: Share,
+    /// Turns without work, in a row.
+    idle_turns: u32,
     throttle: Throttle,
     /// Segment storage and guard of the next command.
     storage: Vec<Segment>,
@@ -122,6 +124,7 @@ impl Engine {
             hint: Hint::default(),
             bus_master: true,
             share: Share::default(),
+            idle_turns: 0,
             throttle: Throttle::default(),
             storage: Vec::new(),
             guard: SlotGuard::none(),

@@ -52,7 +52,8 @@ fn fio_verifies_while_queues_move_between_two_reactors() {
                 control.get("queue.move", json!({ "controller": "vm", "cqid": cqid, "reactor": other }));
                 moves += 1;
             }
-            let mode = if moves % 8 == 0 { "poll" } else { "adaptive" };
+            // Each reactor in its turn, to one mode and back.
+            let mode = if moves / 8 % 2 == 0 { "poll" } else { "adaptive" };
             control.get("reactor.set_mode", json!({ "reactor": moves / 4 % 2, "mode": mode }));
         }
         println!("{moves} moves");

@@ -6,9 +6,18 @@ use qemu_configs::Assets;
 use std::process::Command;
 
 /// What the tests need of the host, beyond Rust and apt: compilers for the crates that bring C or C++ (libFuzzer among
-/// them), the keys of Debian's newer releases, certificates for cargo, loop devices (mount), qemu-img (qemu-utils).
-const PACKAGES: &[&str] =
-    &["ca-certificates", "debian-archive-keyring", "g++", "gcc", "libc6-dev", "mount", "qemu-utils"];
+/// them), the keys of Debian's newer releases, certificates for cargo, loop devices (mount), qemu-img (qemu-utils), and
+/// valgrind, which counts what an I/O costs.
+const PACKAGES: &[&str] = &[
+    "ca-certificates",
+    "debian-archive-keyring",
+    "g++",
+    "gcc",
+    "libc6-dev",
+    "mount",
+    "qemu-utils",
+    "valgrind",
+];
 
 /// The test runner.
 pub const NEXTEST: &str = "cargo-nextest";

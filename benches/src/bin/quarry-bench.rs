@@ -34,6 +34,8 @@ enum What {
     Copy(Copies),
     /// A server that does nothing, driven by the same client: the limit of a null device
     Echo(Echo),
+    /// What enabled controllers without I/O cost a running server, and the first command after a pause
+    Idle(Idle),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -146,6 +148,25 @@ struct Echo {
     repeat: u32,
 }
 
+#[derive(Args)]
+struct Idle {
+    /// The server's sockets, each of another controller
+    #[arg(long = "socket", required = true)]
+    sockets: Vec<PathBuf>,
+    /// The server's process
+    #[arg(long)]
+    server_pid: u32,
+    /// Seconds over which its CPU time is taken
+    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    seconds: f64,
+    /// Pauses before a command, in milliseconds
+    #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000")]
+    pauses: Vec<u64>,
+    /// The CPU to run on
+    #[arg(long)]
+    cpu: Option<usize>,
+}
+
 fn bytes(text: &str) -> Result<usize, String> {
     let (number, shift) = match text.char_indices().next_back() {
         Some((at, 'K' | 'k')) => (&text[..at], 10),
@@ -187,6 +208,13 @@ fn main() -> Result<()> {
         }
         What::Copy(copies) => print(&copies.run(attempts)?),
         What::Echo(echo) => print(&echo.run(attempts)?),
+        What::Idle(idle) => {
+            if let Some(cpu) = idle.cpu {
+                cpu::pin(cpu).with_context(|| format!("run on CPU {cpu}"))?;
+            }
+            let (time, pauses) = (Duration::from_secs_f64(idle.seconds), &idle.pauses);
+            print(&quarry_bench::idle::measure(&idle.sockets, idle.server_pid, time, pauses)?)
+        }
     }
 }
 

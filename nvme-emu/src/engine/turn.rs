@@ -28,6 +28,10 @@ const PENDING: u32 = 4;
 /// Turns without a command after which a queue is looked at less often.
 const QUIET: u32 = 1024;
 
+/// Turns without work after which all quiet queues are looked at in each: there is nothing better to do. (Not at once: a
+/// client with one command in flight makes some of them between its commands.)
+const IDLE_TURNS: u32 = 16;
+
 /// What a turn may still start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Share {
@@ -81,6 +85,7 @@ impl Engine {
             busy |= self.fetch_hot();
             busy |= self.fetch_cold();
         }
+        self.idle_turns = if busy { 0 } else { self.idle_turns.saturating_add(1) };
         self.drain();
         self.end_turn();
         busy
@@ -139,7 +144,7 @@ impl Engine {
             let found = !self.is_quiet(qid) && self.fetch(qid);
             busy |= found;
             let Some(sq) = &mut self.sqs[usize::from(qid)] else { continue };
-            sq.quiet = if found || sq.in_flight > 0 { 0 } else { sq.quiet + 1 };
+            sq.quiet = if found || sq.in_flight > 0 { 0 } else { sq.quiet.saturating_add(1) };
             // With nobody else there is nothing to gain.
             if sq.quiet >= QUIET && self.hot.len() + self.cold.len() > 1 {
                 self.hot.remove(self.hot_at);
@@ -156,6 +161,7 @@ impl Engine {
         let mut busy = false;
         let mut left = match self.share.done() {
             0 if self.hot.is_empty() => self.cold.len(),
+            _ if self.idle_turns >= IDLE_TURNS => self.cold.len(),
             work => (2 + work as usize / 4).min(self.cold.len()),
         };
         while left > 0 && !self.share.is_used_up() {
@@ -314,7 +320,14 @@ impl Engine {
     /// something to do first.
     pub(crate) fn arm(&mut self) -> bool {
         let mut news = false;
+        if !self.bus_master {
+            return false;
+        }
         for sq in self.sqs.iter().flatten() {
+            // What cannot be fetched now is no news: something else has to happen first, which wakes the reactor.
+            if sq.deleting.is_some() || sq.leaving || !sq.ring.is_mapped() {
+                continue;
+            }
             news |= sq.arm();
             if sq.stuck
                 && let Some(cq) = &self.cqs[usize::from(sq.cq)]

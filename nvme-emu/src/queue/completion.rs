@@ -216,10 +216,16 @@ impl CompletionQueue {
     /// Commands wait for room, and nobody will look at the doorbell for a while: asks the guest to ring. Whether there is
     /// room already.
     pub(crate) fn arm(&self) -> bool {
-        let known = self.rejected.unwrap_or(self.head);
+        // As for submission queues.
+        let seen = self.rejected.unwrap_or(self.head);
         match &self.shadow {
-            Some(shadow) => shadow.ask(known),
-            None => self.doorbell.load() != known,
+            Some(shadow) => {
+                shadow.ask(seen).is_some_and(|value| value != seen && value & 0xFFFF != self.head)
+            }
+            None => {
+                let value = self.doorbell.load();
+                value != seen && value & 0xFFFF != self.head
+            }
         }
     }
 

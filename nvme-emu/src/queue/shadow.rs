@@ -48,12 +48,12 @@ impl Shadow {
         self.doorbell.map(|word| unsafe { word.as_ref() }.load(Ordering::Acquire))
     }
 
-    /// Asks the guest to ring the real doorbell when it passes `seen`. Whether it passed already; false while the
+    /// Asks the guest to ring the real doorbell when it passes `seen`. Returns what the shadow holds then; nothing while the
     /// buffers are not mapped.
-    pub(super) fn ask(&self, seen: u32) -> bool {
-        let (Some(event), Some(doorbell)) = (self.event, self.doorbell) else { return false };
+    pub(super) fn ask(&self, seen: u32) -> Option<u32> {
+        let (event, doorbell) = (self.event?, self.doorbell?);
         // SAFETY: as in `load`.
         let (event, doorbell) = unsafe { (event.as_ref(), doorbell.as_ref()) };
-        event_index::ask(event, doorbell, seen) != seen
+        Some(event_index::ask(event, doorbell, seen))
     }
 }

@@ -118,7 +118,7 @@ impl SubmissionQueue {
     /// Whether nothing waits and the guest rang nothing since: most looks end here.
     #[inline(always)]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.head == self.tail && self.shadow.is_none() && self.doorbell.load() == self.tail
+        self.head == self.tail && self.shadow.is_none() && self.doorbell.load() & 0xFFFF == self.tail
     }
 
     /// Looks at the doorbell. Returns how many commands wait.
@@ -152,12 +152,15 @@ impl SubmissionQueue {
 
     /// Nobody will look at the doorbell for a while: asks the guest to ring. Whether there is something to do first.
     pub(crate) fn arm(&self) -> bool {
+        // A value that was refused does not change by itself, and bits 31:16 are reserved.
+        let seen = self.rejected.unwrap_or(self.tail);
         match &self.shadow {
-            // A value that was refused does not change by itself.
-            Some(shadow) => shadow.ask(self.rejected.unwrap_or(self.tail)),
+            Some(shadow) => {
+                shadow.ask(seen).is_some_and(|value| value != seen && value & 0xFFFF != self.tail)
+            }
             None => {
                 let value = self.doorbell.load();
-                value != self.tail && self.rejected != Some(value)
+                value != seen && value & 0xFFFF != self.tail
             }
         }
     }

@@ -18,7 +18,8 @@ const HARD_SPIN: Duration = Duration::from_micros(10);
 const SHORTEST: Duration = Duration::from_micros(20);
 /// The longest sleep while a guest is there and the CPU time allows it: what the first I/O waits for.
 const LONGEST: Duration = Duration::from_micros(80);
-/// Work that came soon, so many times in a row, makes it likely that the kernel completes the next I/O soon, too.
+/// When nothing but the kernel's completions has ended the idle times, so many in a row and soon, the next one is likely to
+/// end like that, too.
 const TRUST: u32 = 16;
 /// How soon that is.
 const SOON: Duration = Duration::from_micros(200);
@@ -31,8 +32,8 @@ const LAST_RESORT: Duration = Duration::from_millis(5);
 const TURNS_BEFORE_CLOCK: u32 = 64;
 /// Turns without work after which a reactor that polls offers its CPU to others, each time: some 20 us.
 const TURNS_BEFORE_YIELD: u32 = 512;
-/// Sleeps in a row over which their price is measured.
-const MEASURED: u32 = 16;
+/// The price of each so manieth sleep is measured.
+const MEASURED: u32 = 8;
 /// CPU time that sleeping may take: one part in so many of the time that passes (1.6 %).
 const RATE: u32 = 62;
 /// CPU time that may be saved up for it: a reactor whose guest was just busy looks more often for a while.
@@ -56,7 +57,7 @@ pub enum Wait {
 pub struct Idle {
     turns: u32,
     since: Option<Instant>,
-    /// Times in a row that work came soon.
+    /// Idle times in a row that a completion ended soon.
     trust: u32,
     /// CPU time of a sleep and the turn after it.
     price: Duration,
@@ -64,9 +65,9 @@ pub struct Idle {
     allowance: Duration,
     /// When `allowance` was filled last.
     filled: Option<Instant>,
-    /// Sleeps since the CPU clock said `marked`.
     sleeps: u32,
-    marked: Duration,
+    /// The CPU clock before the last sleep, if its price is being measured.
+    marked: Option<Duration>,
 }
 
 impl Default for Idle {
@@ -79,24 +80,26 @@ impl Default for Idle {
             allowance: SAVED,
             filled: None,
             sleeps: 0,
-            marked: Duration::ZERO,
+            marked: None,
         }
     }
 }
 
 impl Idle {
-    /// There was work.
+    /// There was work; `completed`: I/O of the kernel's was among it.
     #[inline]
-    pub fn worked(&mut self) {
+    pub fn worked(&mut self, completed: bool) {
+        if self.since.take().is_some() {
+            // A guest that rings in idle times would have to wait for the end of a sleep without a timer.
+            self.trust = if completed { self.trust.saturating_add(1) } else { 0 };
+        }
         self.turns = 0;
-        self.since = None;
-        self.sleeps = 0;
-        self.trust = self.trust.saturating_add(1);
+        self.marked = None;
     }
 
-    /// It slept so long.
-    pub fn slept(&mut self, time: Duration) {
-        if time > SOON {
+    /// It slept so long; `completed`: I/O of the kernel's is there now.
+    pub fn slept(&mut self, time: Duration, completed: bool) {
+        if time > SOON || !completed {
             self.trust = 0;
         }
     }
@@ -147,16 +150,14 @@ impl Idle {
     }
 
     fn pause(&mut self, idle: Duration, now: Instant, cpu: impl FnOnce() -> Duration) -> Duration {
-        // Not for the first sleeps: a guest that is only slow has no more of them, and the clock is a system call.
-        if self.sleeps % MEASURED == MEASURED - 1 {
-            let spent = cpu();
-            if self.sleeps >= MEASURED {
-                let price = spent.saturating_sub(self.marked) / MEASURED;
-                self.price = ((self.price * 3 + price) / 4).max(Duration::from_nanos(100));
-            }
-            self.marked = spent;
+        // From one sleep to the next one, if no work comes between. Not each time: the CPU clock is a system call.
+        if let Some(marked) = self.marked.take() {
+            let price = cpu().saturating_sub(marked);
+            self.price = ((self.price * 3 + price) / 4).max(Duration::from_nanos(100));
+        } else if self.sleeps.is_multiple_of(MEASURED) {
+            self.marked = Some(cpu());
         }
-        self.sleeps += 1;
+        self.sleeps = self.sleeps.wrapping_add(1);
         let earned = now.saturating_duration_since(*self.filled.get_or_insert(now)) / RATE;
         self.filled = Some(now);
         self.allowance = (self.allowance + earned).min(SAVED);
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!(at(50), Wait::Sleep(SHORTEST));
         assert_eq!(at(400), Wait::Sleep(Duration::from_micros(50)));
         assert_eq!(at(1_000_000), Wait::Sleep(LONGEST));
-        machine.idle.worked();
+        machine.idle.worked(false);
         assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Spin);
     }
 
@@ -273,7 +274,7 @@ mod tests {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
         machine.at += Duration::from_secs(1); // of work
-        machine.idle.worked();
+        machine.idle.worked(false);
         let (longest, _) = machine.rest(Duration::from_millis(10));
         assert_eq!(longest, LONGEST);
     }
@@ -284,24 +285,37 @@ mod tests {
             let mut machine = Machine::new(Duration::from_micros(micros));
             machine.rest(Duration::from_secs(1));
             machine.pending = true;
-            for _ in 0..TRUST {
-                machine.idle.worked();
+            for _ in 0..=TRUST {
+                machine.idle.worked(true);
+                for _ in 1..TURNS_BEFORE_CLOCK {
+                    machine.wait(Mode::Adaptive, true);
+                }
+                assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Spin);
             }
-            for _ in 1..TURNS_BEFORE_CLOCK {
-                machine.wait(Mode::Adaptive, true);
-            }
-            assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Spin);
             machine.at += HARD_SPIN;
             machine
         };
         assert_eq!(io(1).wait(Mode::Adaptive, true), Wait::Yield);
         let mut machine = io(20);
         assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Sleep(LAST_RESORT));
-        // It did not come soon: back to looking often.
-        machine.idle.slept(Duration::from_millis(1));
-        machine.at += SPIN;
-        let Wait::Sleep(pause) = machine.wait(Mode::Adaptive, true) else { panic!("it sleeps") };
-        assert!(pause < LAST_RESORT);
+        // It did not come soon, or a doorbell rang instead: back to looking often.
+        let spoil: [fn(&mut Idle); 3] = [
+            |idle| idle.slept(Duration::from_millis(1), true),
+            |idle| idle.slept(Duration::from_micros(10), false),
+            |idle| idle.worked(false),
+        ];
+        for spoil in spoil {
+            let mut machine = io(20);
+            spoil(&mut machine.idle);
+            let mut longest = Duration::ZERO;
+            for _ in 0..1000 {
+                machine.at += Duration::from_micros(1);
+                if let Wait::Sleep(pause) = machine.wait(Mode::Adaptive, true) {
+                    longest = longest.max(pause);
+                }
+            }
+            assert!(longest > Duration::ZERO && longest < LAST_RESORT, "{longest:?}");
+        }
     }
 
     #[test]
@@ -322,7 +336,7 @@ mod tests {
         }
         assert_eq!(machine.wait(Mode::Interrupt, false), Wait::UntilWoken);
         machine.at = Duration::from_secs(1);
-        machine.idle.worked();
+        machine.idle.worked(false);
         let waits: Vec<Wait> = (0..2 * TURNS_BEFORE_YIELD).map(|_| machine.wait(Mode::Poll, false)).collect();
         assert_eq!(waits.iter().filter(|wait| **wait == Wait::Yield).count(), 2);
         assert_eq!(

@@ -76,6 +76,10 @@ pub struct Core {
     cold_at: usize,
     /// What was done since a cold one was polled.
     credit: u32,
+    /// Turns without work, in a row.
+    idle_turns: u32,
+    /// I/O completed when the last sleep ended.
+    completed: bool,
     load: Load,
     stopping: bool,
 }
@@ -90,6 +94,9 @@ struct Polled {
 const QUIET: u32 = 1024;
 /// Commands, pages of data and turns of the others after which a quiet worker is polled.
 const PRICE: u32 = 4;
+/// Turns without work after which all quiet workers are polled in each: there is nothing better to do, and the reactor
+/// may be about to sleep.
+const IDLE_TURNS: u32 = 16;
 /// Turns after which others can see what was counted.
 const PUBLISH: u64 = 1024;
 
@@ -231,6 +238,8 @@ impl Core {
             cold: Vec::new(),
             cold_at: 0,
             credit: 0,
+            idle_turns: 0,
+            completed: false,
             load: Load::default(),
             stopping: false,
         }
@@ -245,7 +254,8 @@ impl Core {
         let mut idle = Idle::default();
         while !self.stopping {
             let mut worked = self.poll_workers();
-            worked |= self.reactor.turn() > 0;
+            let completed = std::mem::take(&mut self.completed) | (self.reactor.turn() > 0);
+            worked |= completed;
             // A look into the mailbox costs a fence; most turns it is empty. (The one sender is the thread's owner,
             // who sends a last command before he goes.) Cleared first: what comes later sets it again.
             let has_mail = &shared.has_mail;
@@ -261,16 +271,20 @@ impl Core {
             }
             if worked {
                 self.load.busy_turns += 1;
-                idle.worked();
+                self.idle_turns = 0;
+                idle.worked(completed);
                 continue;
             }
+            self.idle_turns = self.idle_turns.saturating_add(1);
             let watched = || self.workers().any(|worker| worker.is_watched() || worker.needs_turns());
-            let pending = || self.reactor.in_flight() > 0;
+            // Only the kernel's completions are waited for.
+            let pending = || self.reactor.in_flight() > 0 && !self.workers().any(Worker::needs_turns);
             match idle.wait(shared.mode(), watched, pending, Instant::now, cpu_time) {
                 Wait::Spin => std::hint::spin_loop(),
                 Wait::Yield => std::thread::yield_now(),
                 Wait::Sleep(time) => self.sleep(time, &mut idle, shared),
-                Wait::UntilWoken if self.arm() => {}
+                // It has something to do; should it be nothing that comes to an end, others have the CPU too.
+                Wait::UntilWoken if self.arm() => std::thread::yield_now(),
                 Wait::UntilWoken => self.sleep(Duration::MAX, &mut idle, shared),
             }
         }
@@ -282,7 +296,8 @@ impl Core {
         let before = Instant::now();
         self.reactor.park(time);
         let slept = before.elapsed();
-        idle.slept(slept);
+        self.completed = self.reactor.turn() > 0;
+        idle.slept(slept, self.completed);
         self.load.sleeps += 1;
         self.load.slept += slept;
     }
@@ -304,7 +319,8 @@ impl Core {
             let found = polled.worker.poll();
             worked |= found;
             work += polled.worker.work();
-            polled.quiet = if found || polled.worker.needs_turns() { 0 } else { polled.quiet + 1 };
+            polled.quiet =
+                if found || polled.worker.needs_turns() { 0 } else { polled.quiet.saturating_add(1) };
             // With nobody else there is nothing to gain.
             if polled.quiet >= QUIET && self.hot.len() + self.cold.len() > 1 {
                 self.cold.push(self.hot.swap_remove(at));
@@ -312,7 +328,7 @@ impl Core {
                 at += 1;
             }
         }
-        let mut left = if self.hot.is_empty() {
+        let mut left = if self.hot.is_empty() || self.idle_turns >= IDLE_TURNS {
             self.cold.len()
         } else {
             self.credit += work;

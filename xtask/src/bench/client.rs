@@ -68,7 +68,17 @@ pub fn serve(setting: &Setting, name: &str, mode: Option<&str>, device: &str) ->
     fs::write(&path, configuration(setting, mode.unwrap_or_default(), device, &socket))?;
     let mut command = Command::new(&setting.quarry);
     command.arg("serve").arg(&path);
-    Server::start(command, socket, setting.directory.join(format!("{name}.log")), short)
+    start(command, socket, setting.directory.join(format!("{name}.log")), short)
+}
+
+/// Starts a server and waits until it listens at `socket`, the last of its sockets.
+pub fn start(
+    command: Command,
+    socket: std::path::PathBuf,
+    log: std::path::PathBuf,
+    directory: tempfile::TempDir,
+) -> Result<Server> {
+    Server::start(command, socket, log, directory)
 }
 
 /// The client, to measure something.
@@ -78,7 +88,8 @@ fn client(setting: &Setting, what: &str) -> Command {
     command
 }
 
-fn read<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
+/// Runs a command that prints JSON.
+pub fn read<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
     let output =
         command.stdin(Stdio::null()).stderr(Stdio::piped()).output().with_context(|| line(command))?;
     let error = String::from_utf8_lossy(&output.stderr);

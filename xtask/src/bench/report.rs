@@ -6,7 +6,8 @@ use super::goals::Disk;
 use super::machine::Machine;
 use super::micro::Micro;
 use super::{Setting, median};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The bound on the median latency.
@@ -33,8 +34,44 @@ pub struct Report {
     /// Nanoseconds of a cache line's round trip between the two CPUs, again and again during the run.
     pub round_trips: Vec<f64>,
     pub curves: Vec<Curve>,
+    pub idle: Vec<Idle>,
     pub counts: Option<Counted>,
     pub micro: Vec<Micro>,
+}
+
+/// Controllers without I/O, as the client found them.
+#[derive(Serialize, Deserialize)]
+pub struct Idle {
+    #[serde(default)]
+    pub name: String,
+    pub controllers: usize,
+    /// CPU time of the server, as a part of one core.
+    pub cpu: f64,
+    pub first: Vec<First>,
+}
+
+/// The first commands after a pause.
+#[derive(Serialize, Deserialize)]
+pub struct First {
+    pub pause_ms: u64,
+    pub commands: usize,
+    pub p50_ns: u64,
+    pub max_ns: u64,
+}
+
+/// The part of a core that they may cost.
+const IDLE_CPU: f64 = 0.02;
+
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let met = if self.cpu < IDLE_CPU { "" } else { "   not met" };
+        write!(f, "  {:<30}{:>6.2} % of a core (< 2 %{met})", self.name, self.cpu * 100.0)?;
+        for first in &self.first {
+            let (p50, max) = (time(first.p50_ns as f64), time(first.max_ns as f64));
+            write!(f, "; after {} ms: {p50}, at most {max}", first.pause_ms)?;
+        }
+        Ok(())
+    }
 }
 
 /// One figure.
@@ -49,6 +86,7 @@ pub struct Row {
     pub p50_ns: f64,
     pub p99_ns: f64,
     pub p999_ns: f64,
+    pub max_ns: f64,
     /// Of the server's CPU time for each command.
     pub server_ns: Option<f64>,
     /// For which part of the time other programs kept client or server from running: the median run.
@@ -112,6 +150,7 @@ impl Row {
             p50_ns: 0.0,
             p99_ns: 0.0,
             p999_ns: 0.0,
+            max_ns: 0.0,
             server_ns: None,
             disturbed: 0.0,
             round_trips: Vec::new(),
@@ -130,6 +169,7 @@ impl Row {
         self.p50_ns = of(|o| o.latency_ns.p50);
         self.p99_ns = of(|o| o.latency_ns.p99);
         self.p999_ns = of(|o| o.latency_ns.p999);
+        self.max_ns = of(|o| o.latency_ns.max);
         self.disturbed = of(|o| o.disturbed);
         let server: Vec<f64> = outcomes.iter().filter_map(|o| o.server_ns).collect();
         self.server_ns = (!server.is_empty()).then(|| median(&server));
@@ -200,11 +240,13 @@ impl Row {
             (_, false) => "no",
         };
         format!(
-            "{:<36}{:>11}{:>9}{:>9}{:>10} │{:>21}{:>15} │{:>11}{:>15} │ {met}",
+            "{:<36}{:>11}{:>9}{:>9}{:>9}{:>9}{:>9} │{:>21}{:>15} │{:>11}{:>15} │ {met}",
             self.name,
             self.amount(self.value),
             time(self.p50_ns),
             time(self.p99_ns),
+            time(self.p999_ns),
+            time(self.max_ns),
             self.server_ns.map_or(String::new(), |ns| format!("{ns:.0} ns")),
             spdk,
             ratio(self.spdk.map(|(_, high)| self.value / high), "ratio to SPDK"),
@@ -233,6 +275,7 @@ impl Report {
             rows: Vec::new(),
             round_trips: Vec::new(),
             curves: Vec::new(),
+            idle: Vec::new(),
             counts: None,
             micro: Vec::new(),
         }
@@ -241,17 +284,19 @@ impl Report {
     /// Adds rows and prints them as a table.
     pub fn add(&mut self, rows: Vec<Row>) {
         println!(
-            "\n{:<36}{:>11}{:>9}{:>9}{:>10} │{:>21}{:>15} │{:>11}{:>15} │ met\n{}",
+            "\n{:<36}{:>11}{:>9}{:>9}{:>9}{:>9}{:>9} │{:>21}{:>15} │{:>11}{:>15} │ met\n{}",
             "",
             "Quarry",
             "p50",
             "p99",
+            "p99.9",
+            "max",
             "server",
             "SPDK",
             "ratio",
             "limit",
             "ratio",
-            "─".repeat(150)
+            "─".repeat(167)
         );
         for row in &rows {
             println!("{}", row.line());
