@@ -315,6 +315,10 @@ impl PciFunction for Controller {
         self.power_on(false)
     }
 
+    fn host_changed(&self) {
+        self.shared.wake_all();
+    }
+
     fn retire_memory(&self, deadline: Instant) -> Quiesced {
         let (token, latch) = latch();
         self.shared.send_all(|| Message::Retire { deadline, done: token.clone() });

@@ -23,6 +23,7 @@ use self::queues::Departure;
 use self::start::Counts;
 use self::throttle::Throttle;
 use self::turn::{BATCH, Share};
+use crate::latch::Token;
 use crate::memory::{Memory, SlotGuard};
 use crate::nvm::OpenNamespace;
 use crate::queue::{CompletionQueue, SubmissionQueue};
@@ -76,6 +77,10 @@ pub(crate) struct Engine {
     coalescing: Arc<CoalescingTable>,
     hint: Hint,
     bus_master: bool,
+    /// Interrupts were messages at the end of the last turn.
+    messages: bool,
+    /// Held by those who wait for commands that have ended in this turn.
+    released: Vec<Token>,
     share: Share,
     /// Turns without work, in a row.
     idle_turns: u32,
@@ -123,6 +128,8 @@ impl Engine {
             coalescing: shared.coalescing(),
             hint: Hint::default(),
             bus_master: true,
+            messages: false,
+            released: Vec::new(),
             share: Share::default(),
             idle_turns: 0,
             throttle: Throttle::default(),

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use nvme_spec::command::Command;
+use nvme_spec::opcode::AdminOpcode;
 use nvme_spec::status::Status;
 use vfio_user_server::ratelimit::RateLimit;
 use vfio_user_server::{DmaFault, Hint};
@@ -68,6 +69,8 @@ struct Up {
     /// Admin commands that wait until all namespaces are durable.
     flushing: Vec<(u16, Flush)>,
     moving: Vec<Moving>,
+    /// Commands that wait for the end of moves.
+    delayed: Vec<Command>,
 }
 
 /// Queues on their way to another worker.
@@ -301,6 +304,7 @@ impl Up {
             waiting: Vec::new(),
             flushing: Vec::new(),
             moving: Vec::new(),
+            delayed: Vec::new(),
         })
     }
 
@@ -388,6 +392,10 @@ impl Up {
     }
 
     fn execute(&mut self, engine: &mut Engine, command: &Command) {
+        // A queue on its way would be in neither worker's hands when its doorbells move.
+        if command.admin_opcode() == AdminOpcode::DOORBELL_BUFFER_CONFIG && !self.moving.is_empty() {
+            return self.delayed.push(*command);
+        }
         let cid = command.cid();
         match self.admin.execute(engine.memory.table(), &mut Hint::default(), command) {
             // It may wait for ever: its slot is taken when an event comes.
@@ -448,6 +456,10 @@ impl Up {
     }
 
     fn move_queue(&mut self, engine: &Engine, cqid: u16, to: usize, reply: MoveReply) {
+        // Among what workers were asked for may be Doorbell Buffer Config.
+        if !self.waiting.is_empty() {
+            return reply.end(Err(MoveError::Busy));
+        }
         match self.admin.queues.begin_move(cqid, to) {
             Ok(from) => {
                 let (done, latch) = latch();
@@ -459,7 +471,7 @@ impl Up {
         }
     }
 
-    fn finish_moving(&mut self, engine: &Engine) -> bool {
+    fn finish_moving(&mut self, engine: &mut Engine) -> bool {
         let mut busy = false;
         while let Some(at) = self.moving.iter().position(|moving| moving.latch.is_released()) {
             let Moving { cqid, to, moved, reply, .. } = self.moving.swap_remove(at);
@@ -469,6 +481,11 @@ impl Up {
             // It was deleted on the way.
             reply.end(if is_there { Ok(()) } else { Err(MoveError::NoSuchQueue) });
             busy = true;
+        }
+        if self.moving.is_empty() {
+            for command in std::mem::take(&mut self.delayed) {
+                self.execute(engine, &command);
+            }
         }
         busy
     }

@@ -308,6 +308,7 @@ impl Slots {
         self.throttled += 1;
         let slot = self.get(index);
         slot.tag = tag;
+        slot.guard = None; // of the command before, perhaps on an old DMA table
         slot.state = State::Throttled(command);
         Some((index, slot.generation))
     }

@@ -73,7 +73,8 @@ pub(crate) fn resolve(
 #[inline(always)]
 fn in_one_piece(transfer: Transfer<'_>) -> Option<u64> {
     let Transfer { command, len, page, sgl_allowed, .. } = transfer;
-    if command.psdt() == Psdt::PRP {
+    let psdt = command.psdt();
+    if psdt == Psdt::PRP {
         let (prp1, first) = (command.prp1(), page - (command.prp1() & (page - 1)));
         return (prp1 & 3 == 0 && len as u64 <= first && len > 0).then_some(prp1);
     }
@@ -82,7 +83,8 @@ fn in_one_piece(transfer: Transfer<'_>) -> Option<u64> {
         && descriptor.identifier.subtype() == SglSubtype::ADDRESS;
     let is_whole = descriptor.length.get() as usize == len && len > 0;
     let is_aligned = (descriptor.address.get() | len as u64) & 3 == 0;
-    (sgl_allowed && is_block && is_whole && is_aligned).then(|| descriptor.address.get())
+    let is_sgl = matches!(psdt, Psdt::SGL_METADATA_BUFFER | Psdt::SGL_METADATA_SGL);
+    (sgl_allowed && is_sgl && is_block && is_whole && is_aligned).then(|| descriptor.address.get())
 }
 
 #[cold]

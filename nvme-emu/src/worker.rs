@@ -79,6 +79,11 @@ impl Worker {
         self.engine.in_flight()
     }
 
+    /// Places that commands take in the lists of those that wait for their limits.
+    pub fn places_in_lanes(&self) -> usize {
+        self.engine.places_in_lanes()
+    }
+
     /// Whether something goes on that only turns bring to its end, and that wakes nobody: the reactor may not sleep long.
     pub fn needs_turns(&self) -> bool {
         self.engine.needs_turns() || self.home.as_ref().is_some_and(Home::is_active)
@@ -119,7 +124,12 @@ impl Worker {
         let port = self.port();
         let (mut busy, mut changed) = (false, port.take_configuration());
         // What comes meanwhile waits for the next turn: a client that floods has the turn only once.
-        for _ in 0..port.waiting() {
+        let waiting = port.waiting();
+        if waiting > 0 {
+            // Messages may speak of memory that was mapped before they were sent.
+            self.refresh_memory();
+        }
+        for _ in 0..waiting {
             let Some(message) = self.port().take() else { break };
             busy = true;
             let engine = &mut self.engine;

@@ -90,6 +90,10 @@ pub trait PciFunction: Send + Sync + 'static {
     /// touches guest memory or interrupts any more.
     fn reset(&self, reset: Reset) -> Quiesced;
 
+    /// Guest memory was added, bus mastering was switched, or interrupts were connected: what waited for that may go on. Must
+    /// not block.
+    fn host_changed(&self) {}
+
     /// The DMA table was replaced by one with fewer regions. Resolves when nothing reaches the regions that
     /// are gone: soon if possible; by `deadline` at the latest, when I/O that still holds them is cancelled.
     /// Resolving more than a second early says that nothing uses them; after that the server looks for

@@ -283,7 +283,10 @@ impl Session {
 
     /// Carries out what the configuration space says.
     fn apply_config(&self) {
-        self.host.set_bus_master(self.config.bus_master());
+        if self.host.bus_master() != self.config.bus_master() {
+            self.host.set_bus_master(self.config.bus_master());
+            self.function.host_changed();
+        }
         self.interrupts().set_intx_disabled(self.config.intx_disabled());
     }
 

@@ -65,6 +65,7 @@ impl Engine {
             self.drain_retirements();
         }
         if self.deleting > 0 {
+            self.flush_touched();
             self.drain_deleted_queues();
         }
         if !self.departures.is_empty() {

@@ -68,10 +68,23 @@ impl Engine {
         }
     }
 
+    /// Posts what is left of the turn's completions.
+    pub(super) fn flush_touched(&mut self) {
+        for qid in &self.touched {
+            if let Some(cq) = &mut self.cqs[usize::from(*qid)] {
+                cq.flush(self.memory.table());
+            }
+        }
+    }
+
     /// Posts what is left of the turn's completions, and signals the vectors that are due.
     pub(super) fn end_turn(&mut self) {
         let interrupts = &self.shared.host.interrupts;
         let messages = interrupts.msix_enabled();
+        // What was posted while there were none is told now.
+        if messages != std::mem::replace(&mut self.messages, messages) && messages {
+            self.touch_all();
+        }
         if !self.touched.is_empty() {
             let mut time = None;
             let mut now = || *time.get_or_insert_with(Instant::now);
@@ -80,10 +93,13 @@ impl Engine {
                 let Some(cq) = &mut cqs[usize::from(*qid)] else { return false };
                 cq.flush(memory.table());
                 cq.listed = false;
-                let Some(vector) = cq.vector.filter(|_| messages) else {
+                let Some(vector) = cq.vector else {
                     let _ = cq.take_posted();
                     return false;
                 };
+                if !messages {
+                    return false;
+                }
                 let (verdict, head) = cq.judge(coalescing.of(vector), &mut now);
                 if head.is_err() {
                     shared.send(HOME, Message::InvalidDoorbell(DoorbellError::Value { qid: *qid }));
@@ -95,6 +111,8 @@ impl Engine {
                 cq.listed
             });
         }
+        // Whoever waits for the end of commands is answered after their completions.
+        self.released.clear();
         if !messages && self.shared.config.intx {
             self.report_intx();
         }

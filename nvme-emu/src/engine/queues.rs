@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nvme_spec::command::Command;
 use nvme_spec::registers::{DOORBELLS, doorbell_offset};
 use nvme_spec::status::Status;
 
@@ -30,6 +31,8 @@ pub(crate) struct Arrival {
     stops: u64,
     cq: CqState,
     sqs: Vec<SqState>,
+    /// Commands that wait for their limits.
+    throttled: Vec<(u16, Command)>,
     /// Set when they have arrived.
     moved: Arc<AtomicBool>,
     _done: Token,
@@ -55,6 +58,9 @@ impl Engine {
     }
 
     pub(crate) fn create_sq(&mut self, qid: u16, iova: u64, entries: u32, cqid: u16) {
+        if self.cqs[usize::from(cqid)].is_none() {
+            return; // it went with a stop, which this message came after by way of another worker
+        }
         let doorbell = self.shared.doorbells().doorbell(qid, false);
         let mut sq = SubmissionQueue::new(qid, iova, entries, cqid, doorbell);
         let _ = sq.map(self.memory.table());
@@ -181,11 +187,15 @@ impl Engine {
         let mut at = 0;
         while let Some(departure) = self.departures.get(at) {
             let cqid = departure.cqid;
-            let is_waiting = |sq: &SubmissionQueue| sq.in_flight > 0 || sq.deleting.is_some();
-            if self.sqs.iter().flatten().any(|sq| sq.cq == cqid && is_waiting(sq)) {
+            let own = |sq: &&SubmissionQueue| sq.cq == cqid;
+            let in_flight: u32 = self.sqs.iter().flatten().filter(own).map(|sq| sq.in_flight).sum();
+            let is_deleting = self.sqs.iter().flatten().filter(own).any(|sq| sq.deleting.is_some());
+            // Those that wait for their limits go along.
+            if is_deleting || in_flight > self.throttled_of(cqid) {
                 at += 1;
                 continue;
             }
+            let throttled = self.take_throttled_of(cqid);
             let Departure { to, moved, done, .. } = self.departures.swap_remove(at);
             let Some(mut cq) = self.cqs[usize::from(cqid)].take() else { continue };
             cq.flush(self.memory.table());
@@ -201,14 +211,14 @@ impl Engine {
             }
             self.moved[usize::from(cqid)] = Some(to);
             self.forget_absent_queues();
-            let arrival = Arrival { stops: self.stops, cq: cq.state(), sqs, moved, _done: done };
+            let arrival = Arrival { stops: self.stops, cq: cq.state(), sqs, throttled, moved, _done: done };
             self.shared.send(to, Message::Attach(Box::new(arrival)));
         }
     }
 
     /// Queues came from another worker.
     pub(crate) fn attach(&mut self, arrival: Arrival) {
-        let Arrival { stops, cq: cq_state, sqs, moved, _done } = arrival;
+        let Arrival { stops, cq: cq_state, sqs, throttled, moved, _done } = arrival;
         if stops != self.stops {
             return; // the controller was stopped meanwhile, and they with it
         }
@@ -229,6 +239,7 @@ impl Engine {
             }
             self.add_sq(sq);
         }
+        self.throttle_again(throttled);
         if let Some(cq) = &mut self.cqs[usize::from(cqid)] {
             Self::touch(&mut self.touched, cq);
         }

@@ -308,7 +308,8 @@ impl Engine {
         let place = self.slots.get(slot);
         let tag = place.tag;
         // An Abort that waits for this is answered after it.
-        let _awaited = place.awaited.take();
+        let awaited = place.awaited.take();
+        self.released.extend(awaited);
         self.slots.release(slot);
         if !status.is_success() {
             log_failure(&self.shared, tag.sq, tag.cid, status, 0, tag.nsid);

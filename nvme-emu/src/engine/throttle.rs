@@ -69,6 +69,9 @@ impl Engine {
     /// Whether the command has to wait for its limits; it does in a slot then, in flight. If not, it is charged.
     pub(super) fn must_wait(&mut self, sqid: u16, command: &Command) -> bool {
         let (nsid, Some(write)) = (command.nsid(), direction(command)) else { return false };
+        if self.namespace(nsid).is_none() {
+            return false; // it is refused
+        }
         let lane = self.throttle.lanes.iter_mut().find(|lane| lane.nsid == nsid && lane.write == write);
         let is_behind = lane.is_some();
         let at = now();
@@ -79,16 +82,84 @@ impl Engine {
         }
         let tag = Tag { sq: sqid, cid: command.cid(), nsid, ..Tag::default() };
         let Some(waiting) = self.slots.throttle(tag, *command) else { return false };
-        match self.throttle.lanes.iter_mut().find(|lane| lane.nsid == nsid && lane.write == write) {
-            Some(lane) => lane.waiting.push_back(waiting),
-            None => self.throttle.lanes.push(Lane { nsid, write, waiting: VecDeque::from([waiting]) }),
-        }
+        self.wait_in_lane(nsid, write, waiting);
         self.throttle.next = if self.throttle.lanes.len() == 1 && !is_behind {
             earliest
         } else {
             self.throttle.next.min(earliest)
         };
         true
+    }
+
+    /// Entries of all lanes, cancelled ones included.
+    pub(crate) fn places_in_lanes(&self) -> usize {
+        self.throttle.lanes.iter().map(|lane| lane.waiting.len()).sum()
+    }
+
+    fn wait_in_lane(&mut self, nsid: u32, write: bool, waiting: (u32, u32)) {
+        match self.throttle.lanes.iter_mut().find(|lane| lane.nsid == nsid && lane.write == write) {
+            Some(lane) => {
+                // Before it grows it forgets those that were cancelled: no more of them than of the others.
+                if lane.waiting.len() == lane.waiting.capacity() {
+                    lane.waiting
+                        .retain(|(slot, generation)| self.slots.throttled(*slot, *generation).is_some());
+                }
+                lane.waiting.push_back(waiting);
+            }
+            None => self.throttle.lanes.push(Lane { nsid, write, waiting: VecDeque::from([waiting]) }),
+        }
+    }
+
+    /// How many commands of a completion queue's submission queues wait for their limits.
+    pub(super) fn throttled_of(&mut self, cqid: u16) -> u32 {
+        let Self { throttle, slots, sqs, .. } = self;
+        let mut count = 0;
+        for (slot, generation) in throttle.lanes.iter().flat_map(|lane| &lane.waiting) {
+            if slots.throttled(*slot, *generation).is_some() {
+                let sq = &sqs[usize::from(slots.get(*slot).tag.sq)];
+                count += u32::from(sq.as_ref().is_some_and(|sq| sq.cq == cqid));
+            }
+        }
+        count
+    }
+
+    /// Takes those commands out, in order, each with its submission queue.
+    pub(super) fn take_throttled_of(&mut self, cqid: u16) -> Vec<(u16, Command)> {
+        let Self { throttle, slots, sqs, .. } = self;
+        let mut taken = Vec::new();
+        for lane in &mut throttle.lanes {
+            lane.waiting.retain(|(slot, generation)| {
+                let Some(command) = slots.throttled(*slot, *generation) else { return false };
+                let sqid = slots.get(*slot).tag.sq;
+                if sqs[usize::from(sqid)].as_ref().is_none_or(|sq| sq.cq != cqid) {
+                    return true;
+                }
+                slots.unthrottle(*slot);
+                taken.push((sqid, command));
+                false
+            });
+        }
+        throttle.lanes.retain(|lane| !lane.waiting.is_empty());
+        taken
+    }
+
+    /// Commands that waited on another worker wait here.
+    pub(super) fn throttle_again(&mut self, commands: Vec<(u16, Command)>) {
+        for (sqid, command) in commands {
+            let (nsid, write) = (command.nsid(), direction(&command).unwrap_or(false));
+            if let Some(sq) = &mut self.sqs[usize::from(sqid)] {
+                sq.in_flight += 1;
+                if let Some(cq) = &mut self.cqs[usize::from(sq.cq)] {
+                    cq.reserve();
+                }
+            }
+            let tag = Tag { sq: sqid, cid: command.cid(), nsid, ..Tag::default() };
+            match if self.slots.has_room() { self.slots.throttle(tag, command) } else { None } {
+                Some(waiting) => self.wait_in_lane(nsid, write, waiting),
+                None => self.complete_reserved(sqid, command.cid(), Status::INTERNAL_ERROR),
+            }
+        }
+        self.throttle.next = 0;
     }
 
     /// When a command of the kind may start.

@@ -164,13 +164,16 @@ impl Engine {
             _ if self.idle_turns >= IDLE_TURNS => self.cold.len(),
             work => (2 + work as usize / 4).min(self.cold.len()),
         };
-        while left > 0 && !self.share.is_used_up() {
+        while left > 0 {
             left -= 1;
             if self.cold_at >= self.cold.len() {
                 self.cold_at = 0;
             }
             let qid = self.cold[self.cold_at];
-            if !self.is_quiet(qid) && self.fetch(qid) {
+            // When the others have used up the turn it gets its share of the next ones.
+            let found = !self.is_quiet(qid)
+                && if self.share.is_used_up() { self.has_commands(qid) } else { self.fetch(qid) };
+            if found {
                 busy = true;
                 self.cold.swap_remove(self.cold_at);
                 self.hot.push(qid);
@@ -184,6 +187,12 @@ impl Engine {
         busy
     }
 
+    /// Whether a queue waits to be served.
+    fn has_commands(&mut self, qid: u16) -> bool {
+        let sq = self.sqs[usize::from(qid)].as_mut();
+        sq.is_some_and(|sq| sq.is_served() && sq.poll_tail().is_ok_and(|waiting| waiting > 0))
+    }
+
     #[inline(always)]
     fn is_quiet(&self, qid: u16) -> bool {
         self.sqs[usize::from(qid)].as_ref().is_none_or(SubmissionQueue::is_quiet)
@@ -193,7 +202,7 @@ impl Engine {
     #[inline(never)]
     fn fetch(&mut self, qid: u16) -> bool {
         let Some(sq) = &mut self.sqs[usize::from(qid)] else { return false };
-        if sq.deleting.is_some() || sq.leaving || !sq.ring.is_mapped() {
+        if !sq.is_served() {
             return false;
         }
         let waiting = match sq.poll_tail() {
@@ -324,16 +333,17 @@ impl Engine {
             return false;
         }
         for sq in self.sqs.iter().flatten() {
+            let cq = self.cqs[usize::from(sq.cq)].as_ref();
             // What cannot be fetched now is no news: something else has to happen first, which wakes the reactor.
-            if sq.deleting.is_some() || sq.leaving || !sq.ring.is_mapped() {
-                continue;
-            }
-            news |= sq.arm();
-            if sq.stuck
-                && let Some(cq) = &self.cqs[usize::from(sq.cq)]
-            {
+            let Some(cq) = cq.filter(|cq| cq.can_post() && sq.is_served()) else { continue };
+            news |= sq.arm() || sq.has_waiting() && !sq.stuck;
+            if sq.stuck {
                 news |= cq.arm();
             }
+        }
+        // The pin goes down when the guest has taken the entries.
+        for cq in self.cqs.iter().flatten().filter(|cq| cq.asserts_intx) {
+            news |= cq.arm();
         }
         news
     }

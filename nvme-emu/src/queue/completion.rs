@@ -259,7 +259,7 @@ impl CompletionQueue {
         if self.run.is_empty() || !self.can_post() {
             return;
         }
-        self.posted += self.run.len() as u32;
+        self.posted = self.posted.saturating_add(self.run.len() as u32);
         match self.ring.backing {
             Backing::Contiguous(base) => {
                 let (mut tail, mut phase) = (self.tail, self.phase);

@@ -115,6 +115,17 @@ impl SubmissionQueue {
         }
     }
 
+    /// Whether commands may be fetched.
+    #[inline]
+    pub(crate) fn is_served(&self) -> bool {
+        self.deleting.is_none() && !self.leaving && self.ring.is_mapped()
+    }
+
+    /// Whether commands wait, as far as it is known.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.head != self.tail
+    }
+
     /// Whether nothing waits and the guest rang nothing since: most looks end here.
     #[inline(always)]
     pub(crate) fn is_quiet(&self) -> bool {

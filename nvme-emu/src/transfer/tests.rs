@@ -263,3 +263,23 @@ fn bit_buckets_swallow_reads_only() {
     assert_eq!(data[..256], all[8 * PAGE as usize..][..256]);
     assert_eq!(data[256..], all[9 * PAGE as usize..][..256]);
 }
+
+#[test]
+fn what_psdt_says_is_checked_whatever_was_resolved_before() {
+    let guest = Guest::new();
+    let mut hint = Hint::default();
+    let mut segments = Vec::new();
+    for (psdt, expected) in [
+        (Psdt::SGL_METADATA_BUFFER, None),
+        (Psdt::SGL_METADATA_SGL, None),
+        (Psdt::from_bits(3), Some(Status::INVALID_FIELD_IN_COMMAND)),
+    ] {
+        let mut command = Command::default();
+        command.dptr = nvme_spec::command::DataPointer::from_sgl(SglDescriptor::data_block(0, 512));
+        command.flags.set_psdt(psdt);
+        let transfer =
+            Transfer { command: &command, len: 512, access: Access::Read, page: 4096, sgl_allowed: true };
+        let resolved = resolve(&guest.space.table(), &mut hint, transfer, &mut segments);
+        assert_eq!(resolved.err().map(|error| error.status.code()), expected, "{psdt:?}");
+    }
+}

@@ -122,3 +122,16 @@ fn a_reset_forgets_coalescing() {
     rig.turn();
     assert_eq!(signals(&event), 1);
 }
+
+#[test]
+fn what_was_posted_before_interrupts_were_connected_is_told_then() {
+    let disk = Arc::new(MemoryDevice::new(1 << 20).unwrap());
+    let mut rig = Rig::new(vec![disk], ControllerConfig::default());
+    rig.create_queue_on(1, 64, 1);
+    rig.submit(1, read(0));
+    rig.turns(3);
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    rig.host.interrupts.set_eventfds(index::MSIX, 1, vec![Some(event.try_clone().unwrap())]).unwrap();
+    rig.turns(3);
+    assert_eq!(signals(&event), 1);
+}

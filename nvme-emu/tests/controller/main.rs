@@ -9,3 +9,4 @@ mod moves;
 mod operation;
 mod rig;
 mod rules;
+mod shadow;

@@ -1,10 +1,11 @@
 //! What an operator sees of a controller and changes of it.
 
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::rig::{DATA, MEMORY, Rig, admin, nvm};
+use block::fault::{FaultDevice, Rule};
 use block_memory::MemoryDevice;
 use nvme_emu::{ControllerConfig, Limits, Statistics};
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
@@ -212,4 +213,97 @@ fn a_turn_is_short_for_the_sake_of_other_controllers() {
         done += 1;
     }
     assert_eq!(done, 2, "two of 256 KiB each");
+}
+
+#[test]
+fn a_queue_that_was_never_used_is_served_beside_busy_ones() {
+    let held = |rule: Option<Rule>, blocks: u32, queues: std::ops::RangeInclusive<u16>| {
+        let disk = FaultDevice::new(Arc::new(MemoryDevice::new(1 << 20).unwrap()));
+        if let Some(rule) = rule {
+            disk.handle().add(rule);
+        }
+        let mut rig = Rig::new(vec![Arc::new(disk)], ControllerConfig::default());
+        for qid in 1..=3 {
+            rig.create_queue(qid, 256);
+        }
+        let data = list_of_pages(&rig, 64);
+        let mut sent = None;
+        for turn in 0..40 {
+            for qid in queues.clone() {
+                while rig.completion(qid).is_some() {}
+                while rig.room(qid) > 100 {
+                    let mut read = nvm(NvmOpcode::READ, 1, 0, blocks, DATA).prp(DATA, data);
+                    read.0.cdw12 = (blocks - 1).into();
+                    rig.submit(qid, read);
+                }
+            }
+            if turn == 20 {
+                sent = Some(rig.submit(3, nvm(NvmOpcode::READ, 1, 0, 1, DATA)));
+            }
+            rig.turn();
+            if let Some(completion) = rig.completion(3) {
+                assert_eq!(Some(completion.cid.get()), sent);
+                return;
+            }
+        }
+        panic!("nobody looks at queue 3");
+    };
+    // Two queues use up a turn's commands, one its bytes.
+    held(None, 1, 1..=2);
+    held(None, 512, 1..=1);
+}
+
+#[test]
+fn cancelled_commands_leave_the_lists_of_those_that_wait() {
+    let limits = strict(Limits { iops: Some(1), ..Limits::default() });
+    let mut rig = rig(ControllerConfig { limits, ..ControllerConfig::default() });
+    rig.create_queue(1, 64);
+    for lba in 0..10 {
+        rig.submit(1, nvm(NvmOpcode::READ, 1, lba, 1, DATA));
+    }
+    rig.turns(3);
+    for _ in 0..100 {
+        rig.create_queue(2, 64);
+        for lba in 0..60 {
+            rig.submit(2, nvm(NvmOpcode::READ, 1, lba, 1, DATA));
+        }
+        rig.turns(3);
+        for opcode in [AdminOpcode::DELETE_IO_SUBMISSION_QUEUE, AdminOpcode::DELETE_IO_COMPLETION_QUEUE] {
+            assert_eq!(rig.admin(admin(opcode, 0).dwords(2, 0)).0, Status::SUCCESS);
+        }
+        let places = rig.workers[0].places_in_lanes();
+        assert!(places < 300, "{places} places for 70 commands");
+    }
+}
+
+#[test]
+fn commands_that_wait_for_limits_move_with_their_queue() {
+    let mut rig = rig(ControllerConfig { workers: 2, ..ControllerConfig::default() });
+    rig.create_queue(1, 64);
+    rig.subsystem.set_limits(1, strict(Limits { write_bandwidth: Some(1), ..Limits::default() })).unwrap();
+    rig.turn();
+    assert_eq!(rig.io(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA)), Status::SUCCESS, "the first one is free");
+    let waiting: Vec<u16> = (0..3).map(|_| rig.submit(1, nvm(NvmOpcode::WRITE, 1, 0, 8, DATA))).collect();
+    rig.turns(3);
+    let mut moving = Box::pin(rig.controller.move_queue(1, 1));
+    rig.until(|_| match moving.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => Some(result),
+        Poll::Pending => None,
+    })
+    .unwrap();
+    assert_eq!((rig.workers[0].in_flight(), rig.workers[1].in_flight()), (0, 3));
+    assert_eq!(rig.io(1, nvm(NvmOpcode::READ, 1, 0, 8, DATA)), Status::SUCCESS, "reads pass them here, too");
+    rig.subsystem.set_limits(1, Limits::default()).unwrap();
+    let done: Vec<u16> = waiting.iter().map(|_| rig.wait(1).cid.get()).collect();
+    assert_eq!(done, waiting);
+}
+
+#[test]
+fn a_reactor_that_sleeps_hears_of_new_memory() {
+    let rig = rig(ControllerConfig { trapped_doorbells: true, ..ControllerConfig::default() });
+    let start = Instant::now();
+    rig.reactor.park(Duration::ZERO);
+    rig.controller.host_changed();
+    rig.reactor.park(Duration::from_secs(60));
+    assert!(start.elapsed() < Duration::from_secs(60), "nobody woke it");
 }

@@ -198,7 +198,15 @@ impl Rig {
     }
 
     /// Puts a command into a queue and rings; returns its identifier.
-    pub fn submit(&mut self, qid: u16, Build(mut command): Build) -> u16 {
+    pub fn submit(&mut self, qid: u16, command: Build) -> u16 {
+        let cid = self.push(qid, command);
+        let tail = self.queues[usize::from(qid)].tail;
+        self.write_register(doorbell_offset(qid, false, 4), tail);
+        cid
+    }
+
+    /// Puts a command into a queue; returns its identifier.
+    pub fn push(&mut self, qid: u16, Build(mut command): Build) -> u16 {
         let cid = self.next_cid;
         self.next_cid = self.next_cid.wrapping_add(1);
         command.cid = cid.into();
@@ -206,7 +214,6 @@ impl Rig {
         let (at, tail) = (queue.sq + u64::from(queue.tail) * 64, (queue.tail + 1) % queue.entries);
         queue.tail = tail;
         self.write_memory(at, command.as_bytes());
-        self.write_register(doorbell_offset(qid, false, 4), tail);
         cid
     }
 

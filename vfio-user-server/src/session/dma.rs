@@ -47,6 +47,7 @@ impl Session {
                     fds.clear();
                 }
                 tracing::debug!(iova = map.address, size = map.size, shared, ?flags, "guest memory mapped");
+                self.function.host_changed();
                 Ok(Handled::EMPTY)
             }
             Err(error) => {

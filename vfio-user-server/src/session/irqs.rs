@@ -70,7 +70,9 @@ impl Session {
             n if n == count && fds.iter().all(is_eventfd) => fds.drain(..).map(Some).collect(),
             _ => return Err(libc::EINVAL),
         };
-        self.interrupts().set_eventfds(set.index, set.start, fds).map_err(errno)
+        self.interrupts().set_eventfds(set.index, set.start, fds).map_err(errno)?;
+        self.function.host_changed();
+        Ok(())
     }
 }
 
