@@ -385,6 +385,62 @@ mod tests {
         drop(reactor);
     }
 
+    /// A controller on a null disk, with its only worker.
+    fn controller() -> (Arc<nvme_emu::Controller>, WorkerSeed) {
+        let subsystem = nvme_emu::Subsystem::new(nvme_emu::SubsystemConfig {
+            nqn: "nqn.2026-11.example:test".into(),
+            serial: "S1".into(),
+            model: "Test".into(),
+        })
+        .unwrap();
+        let config = nvme_emu::ControllerConfig { trapped_doorbells: true, ..Default::default() };
+        let (controller, mut seeds) = nvme_emu::Controller::new(subsystem, config).unwrap();
+        (controller, seeds.remove(0))
+    }
+
+    /// Waits for something that another thread does.
+    fn until(what: &str, mut is_there: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !is_there() {
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn reset(controller: &nvme_emu::Controller) {
+        use std::task::{Context, Waker};
+        use vfio_user_server::{PciFunction, Reset};
+        let mut reset = controller.reset(Reset::Device);
+        until("the reset ends", || reset.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+
+    #[test]
+    fn mail_for_a_quiet_worker_wakes_it() {
+        let reactor = ReactorThread::start(0, None, Mode::Poll).expect("starts");
+        let controllers: Vec<_> = (0..4)
+            .map(|_| {
+                let (controller, seed) = controller();
+                reactor.add_worker(seed);
+                controller
+            })
+            .collect();
+        for round in 0..10 {
+            // All are quiet; then one has something to do, and the reactor goes to sleep with it.
+            reactor.set_mode(Mode::Poll);
+            let turns = reactor.load().turns;
+            until("turns", || reactor.load().turns > turns + 4 * u64::from(QUIET));
+            reset(&controllers[round % 4]);
+            let sleeps = reactor.load().sleeps;
+            reactor.set_mode(Mode::Interrupt);
+            until("it sleeps", || {
+                reactor.load().sleeps > sleeps || reactor.load().turns > turns + 100_000_000
+            });
+            for controller in &controllers {
+                reset(controller);
+            }
+        }
+    }
+
     #[test]
     fn a_cpu_that_is_not_there_is_an_error() {
         assert!(ReactorThread::start(0, Some(100_000), Mode::Poll).is_err());
