@@ -162,7 +162,7 @@ impl Engine {
         let mut left = match self.share.done() {
             0 if self.hot.is_empty() => self.cold.len(),
             _ if self.idle_turns >= IDLE_TURNS => self.cold.len(),
-            work => (2 + work as usize / 4).min(self.cold.len()),
+            work => (2 + work as usize / 8).min(self.cold.len()),
         };
         while left > 0 {
             left -= 1;
