@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn mail_for_a_quiet_worker_wakes_it() {
-        let reactor = ReactorThread::start(0, None, Mode::Poll).expect("starts");
+        let reactor = ReactorThread::start(0, None, Mode::Poll, 0).expect("starts");
         let controllers: Vec<_> = (0..4)
             .map(|_| {
                 let (controller, seed) = controller();
