@@ -23,6 +23,7 @@ use self::queues::Departure;
 use self::start::Counts;
 use self::throttle::Throttle;
 use self::turn::{BATCH, Share};
+use crate::fixed::FixedMemory;
 use crate::latch::Token;
 use crate::memory::{Memory, SlotGuard};
 use crate::nvm::OpenNamespace;
@@ -40,6 +41,7 @@ pub(crate) struct Engine {
     pub(crate) index: usize,
     pub(crate) reactor: Reactor,
     pub(crate) memory: Memory,
+    fixed: FixedMemory,
     page: u64,
     /// By queue identifier.
     sqs: Vec<Option<SubmissionQueue>>,
@@ -99,10 +101,13 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(shared: Arc<Shared>, index: usize, reactor: Reactor) -> Self {
         let memory = Memory::new(shared.host.clone());
+        let mut fixed = FixedMemory::default();
+        fixed.follow(memory.table(), &reactor);
         let queues = usize::from(shared.config.io_queues) + 1;
         Self {
             slots: Slots::new(reactor.unparker(), memory.snapshot().clone()),
             memory,
+            fixed,
             index,
             page: 4096,
             sqs: (0..queues).map(|_| None).collect(),
@@ -150,6 +155,7 @@ impl Engine {
         self.slots.set_current(self.memory.snapshot());
         self.guard = SlotGuard::none();
         let table = self.memory.table();
+        self.fixed.follow(table, &self.reactor);
         for sq in self.sqs.iter_mut().flatten() {
             if sq.map(table).is_err() {
                 tracing::debug!(queue = sq.id, "submission queue memory is gone, the queue rests");

@@ -19,6 +19,7 @@ mod admin;
 mod doorbells;
 mod engine;
 mod error_log;
+mod fixed;
 mod home;
 #[cfg(feature = "internals")]
 #[doc(hidden)]

@@ -275,7 +275,8 @@ fn start_reactors(config: &Config) -> Result<Vec<ReactorThread>, StartError> {
     };
     let mut reactors = Vec::new();
     for (number, cpu) in cpus.into_iter().enumerate() {
-        let started = ReactorThread::start(number, cpu, config.reactors.mode(number)).map_err(|error| {
+        let (mode, fixed_pieces) = (config.reactors.mode(number), config.reactors.fixed_pieces);
+        let started = ReactorThread::start(number, cpu, mode, fixed_pieces).map_err(|error| {
             StartError::new(&Spot::named("reactors"), explain_reactor(number, cpu, &error))
         })?;
         tracing::debug!(reactor = number, cpu = cpu.map(tracing::field::display), "started");

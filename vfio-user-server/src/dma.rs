@@ -4,6 +4,7 @@
 //! A range is only ever compared as `len <= size - (iova - start)`: sums of guest addresses wrap.
 
 mod copy;
+mod mapped;
 mod mapping;
 mod origin;
 mod retired;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::sigbus::{Breakage, RegisterError};
+pub use mapped::Mapped;
 use mapping::Mapping;
 pub use retired::Retired;
 

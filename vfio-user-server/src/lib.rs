@@ -22,7 +22,7 @@ pub mod version;
 mod watchdog;
 pub mod wire;
 
-pub use dma::{Access, DmaFault, DmaSpace, DmaTable, Hint, MapError, MapFlags, RegionMask, Retired};
+pub use dma::{Access, DmaFault, DmaSpace, DmaTable, Hint, MapError, MapFlags, Mapped, RegionMask, Retired};
 pub use function::{Bar, FunctionInfo, MappableArea, PciFunction, Quiesced, Reset};
 pub use host::Host;
 pub use irq::{Interrupts, IrqError};

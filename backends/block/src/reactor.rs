@@ -4,6 +4,7 @@
 //! [`Reactor::turn`] once per turn and [`Reactor::park`] when there is nothing to do. A waker that is called by
 //! another thread must end a park too: the program's wakers call [`Unparker::unpark`] when they have to.
 
+mod fixed;
 mod ops;
 mod parker;
 mod ring;
@@ -24,11 +25,13 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, squeue, types};
 use rustix::event::EventfdFlags;
 
+use fixed::Fixed;
 use ops::{Effect, OpId, Ops};
 use parker::ParkFlag;
 use ring::Ring;
 use timers::Timers;
 
+pub use fixed::{FIXED_PIECE, MAX_FIXED_PIECES, MemoryRegion};
 pub use ops::{OnDrop, RingOp};
 pub use timers::Sleep;
 
@@ -47,6 +50,7 @@ pub struct Reactor(Rc<Inner>);
 
 struct Inner {
     ring: RefCell<Ring>,
+    fixed: Fixed,
     ops: RefCell<Ops>,
     timers: RefCell<Timers>,
     bell: Arc<Bell>,
@@ -67,9 +71,14 @@ pub struct Unparker(Arc<Bell>);
 impl Reactor {
     /// A reactor with an io_uring of `entries` submission entries (at least 8, clamped to what the kernel allows).
     pub fn new(entries: u32) -> io::Result<Self> {
+        Self::build(entries, 0)
+    }
+
+    fn build(entries: u32, fixed_pieces: u32) -> io::Result<Self> {
         let ring = Ring::new(entries)?;
         let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self(Rc::new(Inner {
+            fixed: Fixed::new(&ring, fixed_pieces),
             ring: RefCell::new(ring),
             ops: RefCell::new(Ops::new(entries as usize)),
             timers: RefCell::default(),
@@ -81,6 +90,7 @@ impl Reactor {
     /// Submits what was queued (one `io_uring_enter` at most, none when nothing was queued), reaps what
     /// completed, fires timers that are due. Returns how many events there were.
     pub fn turn(&self) -> usize {
+        self.0.fixed.turn(&self.0.ring);
         self.0.ring.borrow_mut().enter();
         self.0.reap() + self.0.fire_timers()
     }

@@ -37,11 +37,19 @@ pub(crate) struct Progress {
     flags: i32,
     /// The errno of a durable write that is tried again without that, to see which part of it failed.
     doubt: Option<i32>,
+    /// A registered buffer was of no use: what is left is done without.
+    plain: bool,
 }
 
 impl Progress {
     pub(crate) fn new(flags: i32) -> Self {
-        Self { done: 0, retries: 0, flags, doubt: None }
+        Self { done: 0, retries: 0, flags, doubt: None, plain: false }
+    }
+
+    /// Whether an operation with this result is worth another attempt without a registered buffer, the first of its kind.
+    fn falls_back(&mut self, result: i32, shared: &Shared) -> bool {
+        let refused = matches!(-result, libc::EFAULT | libc::EINVAL | libc::EOPNOTSUPP);
+        refused && shared.reactor.takes_memory() && !std::mem::replace(&mut self.plain, true)
     }
 
     /// Takes an operation's result into account. `Ok(true)` when all `total` bytes are done.
@@ -162,11 +170,18 @@ impl Transfer {
         let first = first.unwrap_or(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
         let (ptr, len) = (first.iov_base.cast::<u8>(), first.iov_len as u32);
         let (iovecs, count) = (list.as_ptr(), list.len() as u32);
-        let entry = match (io.op, list.is_empty()) {
-            (Op::Read, true) => opcode::Read::new(fd, ptr, len).offset(at).build(),
-            (Op::Read, false) => opcode::Readv::new(fd, iovecs, count).offset(at).build(),
-            (_, true) => opcode::Write::new(fd, ptr, len).offset(at).rw_flags(flags).build(),
-            (_, false) => opcode::Writev::new(fd, iovecs, count).offset(at).rw_flags(flags).build(),
+        // Through the page cache the kernel copies, and pins nothing.
+        let may_be_fixed = list.is_empty() && resources.image.direct.is_some() && !progress.plain;
+        let fixed = if may_be_fixed { shared.reactor.fixed_index(ptr, len as usize) } else { None };
+        let entry = match (io.op, fixed, list.is_empty()) {
+            (Op::Read, Some(index), _) => opcode::ReadFixed::new(fd, ptr, len, index).offset(at).build(),
+            (Op::Read, None, true) => opcode::Read::new(fd, ptr, len).offset(at).build(),
+            (Op::Read, None, false) => opcode::Readv::new(fd, iovecs, count).offset(at).build(),
+            (_, Some(index), _) => {
+                opcode::WriteFixed::new(fd, ptr, len, index).offset(at).rw_flags(flags).build()
+            }
+            (_, None, true) => opcode::Write::new(fd, ptr, len).offset(at).rw_flags(flags).build(),
+            (_, None, false) => opcode::Writev::new(fd, iovecs, count).offset(at).rw_flags(flags).build(),
         };
         let keep = Keep { resources: resources.clone(), _guard: io.guard().cloned(), list };
         let ended = match flags {
@@ -214,6 +229,9 @@ impl Future for Transfer {
             let Poll::Ready((result, keep)) = Pin::new(op).poll(cx) else { return Poll::Pending };
             this.op = None;
             drop(keep);
+            if this.progress.falls_back(result, &this.shared) {
+                continue;
+            }
             let total = io.bytes() as usize;
             let outcome = match this.progress.advance(io.op, result, total, &this.shared) {
                 Ok(false) => continue,

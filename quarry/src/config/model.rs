@@ -38,6 +38,8 @@ pub struct Reactors {
     pub threads: Threads,
     /// How they wait for work.
     pub modes: Modes,
+    /// How much guest memory each may register as fixed buffers, in pieces of [`block::reactor::FIXED_PIECE`].
+    pub fixed_pieces: u32,
 }
 
 impl Reactors {

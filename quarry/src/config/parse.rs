@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use block::reactor::{FIXED_PIECE, MAX_FIXED_PIECES};
 use toml::de::DeTable;
 
 use super::diagnostic::{At, Sink, Spot};
@@ -13,6 +14,7 @@ use super::model::{
 pub(crate) use super::parse_device::checked_block_size;
 use super::reader::Section;
 use super::{defaults, parse_device, parse_limits};
+use crate::size::Size;
 
 const DEVICE_EXAMPLE: &str = "{ type = \"file\", path = \"disk.img\", size = \"10G\" }";
 const SUBSYSTEM_EXAMPLE: &str = "{ namespaces = [{ device = \"disk\" }] }";
@@ -79,6 +81,8 @@ fn reactors(root: &Section<'_>) -> Reactors {
     let cpus_empty =
         section.get("cpus").is_some_and(|(v, _)| v.get_ref().as_array().is_some_and(|a| a.is_empty()));
     let modes = modes(&section).unwrap_or_default();
+    let fixed_buffers = section.size("fixed_buffers");
+    let fixed_pieces = fixed_buffers.and_then(|size| fixed_pieces(size, section.sink())).unwrap_or(0);
     let threads = match (count, cpus_spot) {
         (Some(count), Some(_)) => {
             let number = count.value as usize;
@@ -101,7 +105,26 @@ fn reactors(root: &Section<'_>) -> Reactors {
         (None, None) => Threads::Default,
     };
     section.finish();
-    Reactors { threads, modes }
+    Reactors { threads, modes, fixed_pieces }
+}
+
+fn fixed_pieces(size: At<u64>, sink: &Sink) -> Option<u32> {
+    let (piece, most) = (FIXED_PIECE as u64, u64::from(MAX_FIXED_PIECES) * FIXED_PIECE as u64);
+    if (piece..=most).contains(&size.value) && size.value.is_multiple_of(piece) {
+        return Some((size.value / piece) as u32);
+    }
+    let nearest = size.value.clamp(piece, most).next_multiple_of(piece);
+    let (written, nearest) = (Size(size.value), Size(nearest));
+    sink.error(
+        &size.spot,
+        format!("a reactor cannot have fixed buffers of {written}"),
+        format!(
+            "write a multiple of {} up to {}, for example \"{nearest}\"; or remove it for none",
+            Size(piece),
+            Size(most)
+        ),
+    );
+    None
 }
 
 fn modes(section: &Section<'_>) -> Option<Modes> {

@@ -101,15 +101,18 @@ const IDLE_TURNS: u32 = 16;
 const PUBLISH: u64 = 1024;
 
 impl ReactorThread {
-    /// Starts reactor `number`, on `cpu` if one is given. Returns when its ring is set up.
-    pub fn start(number: usize, cpu: Option<usize>, mode: Mode) -> io::Result<Self> {
+    /// Starts reactor `number`, on `cpu` if one is given, which may register so many pieces of guest memory. Returns when
+    /// its ring is set up.
+    pub fn start(number: usize, cpu: Option<usize>, mode: Mode, fixed_pieces: u32) -> io::Result<Self> {
         let name = format!("reactor-{number}");
         let (mailbox, commands) = channel();
         let shared = Arc::new(Shared::new(mode));
         let seen = shared.clone();
         let (ready, started) = channel();
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
-            let reactor = match cpu.map_or(Ok(()), affinity::pin).and_then(|()| Reactor::new(RING_ENTRIES)) {
+            let pinned = cpu.map_or(Ok(()), affinity::pin);
+            let reactor = match pinned.and_then(|()| Reactor::with_fixed_buffers(RING_ENTRIES, fixed_pieces))
+            {
                 Ok(reactor) => reactor,
                 Err(error) => return drop(ready.send(Err(error))),
             };
@@ -370,7 +373,7 @@ mod tests {
 
     #[test]
     fn runs_commands_and_ends() {
-        let reactor = ReactorThread::start(0, None, Mode::Adaptive).expect("starts");
+        let reactor = ReactorThread::start(0, None, Mode::Adaptive, 0).expect("starts");
         let (answer, answered) = channel();
         reactor.run(move |core| {
             let _ = core.reactor();
@@ -416,7 +419,7 @@ mod tests {
 
     #[test]
     fn mail_for_a_quiet_worker_wakes_it() {
-        let reactor = ReactorThread::start(0, None, Mode::Poll).expect("starts");
+        let reactor = ReactorThread::start(0, None, Mode::Poll, 0).expect("starts");
         let controllers: Vec<_> = (0..4)
             .map(|_| {
                 let (controller, seed) = controller();
@@ -443,6 +446,6 @@ mod tests {
 
     #[test]
     fn a_cpu_that_is_not_there_is_an_error() {
-        assert!(ReactorThread::start(0, Some(100_000), Mode::Poll).is_err());
+        assert!(ReactorThread::start(0, Some(100_000), Mode::Poll, 0).is_err());
     }
 }

@@ -71,6 +71,31 @@ impl Ring {
         Ok(Self { uring, overflow, complained: false })
     }
 
+    /// Makes a table of so many registered buffers, all empty. Once.
+    pub(super) fn make_buffer_table(&self, entries: u32) -> io::Result<()> {
+        self.uring.submitter().register_buffers_sparse(entries)
+    }
+
+    /// Registers memory at `index` of the table. On failure the entry is as it was, or empty.
+    ///
+    /// # Safety
+    /// The memory is mapped. For as long as it is registered, no operation names `index` with addresses of it that are
+    /// mapped to something else meanwhile.
+    pub(super) unsafe fn set_buffer(&self, index: u16, start: *mut u8, len: usize) -> io::Result<()> {
+        let iovec = libc::iovec { iov_base: start.cast(), iov_len: len };
+        // SAFETY: by this function's contract. The kernel keeps the pages by itself.
+        unsafe { self.uring.submitter().register_buffers_update(u32::from(index), &[iovec], None) }
+    }
+
+    /// Empties an entry of the table. Operations that the kernel has begun keep the pages until they end; this does not
+    /// wait for them.
+    pub(super) fn clear_buffer(&self, index: u16) -> io::Result<()> {
+        // A null iovec empties an entry (io_uring_register(2)).
+        let iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: no memory is registered.
+        unsafe { self.uring.submitter().register_buffers_update(u32::from(index), &[iovec], None) }
+    }
+
     /// Queues an entry for the next [`Ring::enter`].
     ///
     /// # Safety
