@@ -2,6 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ptr::NonNull;
 
 use block::testing::Buffer;
 use block::{Device, Io, Op, Reactor};
@@ -32,13 +33,16 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn no_allocation_per_io() {
-    for direct in [Direct::Auto, Direct::Off] {
+    for (direct, fixed_pieces) in [(Direct::Auto, 0), (Direct::Auto, 1), (Direct::Off, 0)] {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let options = FileOptions::new(dir.path().join("image")).create(1 << 20).direct(direct);
         let device = FileDevice::open(&options).unwrap();
-        let reactor = Reactor::new(8).unwrap();
+        let reactor = Reactor::with_fixed_buffers(8, fixed_pieces).unwrap();
         let channel = device.channel(&reactor).unwrap();
         let buffer = Buffer::new(8192);
+        let whole = NonNull::new(buffer.io(Op::Read, 0, 16).segments()[0].as_ptr()).unwrap();
+        // SAFETY: the hold keeps the buffer.
+        let _region = unsafe { reactor.add_memory(whole, 8192, buffer.clone()) };
         let ios = || -> Vec<Io> {
             let ops = [Op::Write, Op::Read].into_iter().cycle();
             let cuts: [&[usize]; 2] = [&[], &[512, 1024, 4096]];
@@ -54,7 +58,7 @@ fn no_allocation_per_io() {
             let ios = ios();
             let before = ALLOCATIONS.get();
             run(ios).await;
-            assert_eq!(ALLOCATIONS.get() - before, 0, "{direct:?}");
+            assert_eq!(ALLOCATIONS.get() - before, 0, "{direct:?}, {fixed_pieces} registered pieces");
         });
     }
 }

@@ -316,5 +316,4 @@ impl Reactor {
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "fixed_tests.rs"]
 mod tests;

@@ -97,9 +97,9 @@ fn byte_at(ptr: *const u8) -> u8 {
 #[test]
 fn what_is_used_often_is_registered_and_works() {
     let Some(reactor) = reactor(4) else { return };
-    let map = Rc::new(Map::writable(3 * FIXED_PIECE));
+    let map = Rc::new(Map::writable(4096));
     let region = add(&reactor, &map);
-    let ptr = map.first_piece();
+    let ptr = map.ptr(0);
     let index = warm(&reactor, ptr).expect("registered");
     assert_eq!(reactor.fixed_pieces(), 1);
     let (result, _) = reactor.block_on(read(&reactor, &map, ptr, index, 7));
@@ -109,35 +109,40 @@ fn what_is_used_often_is_registered_and_works() {
     assert_eq!(reactor.fixed_index(ptr, 4096), None);
 }
 
+/// Small ends of two pieces, so that little is pinned: tests share the user's limit of locked memory.
 #[test]
 fn an_index_is_for_ranges_in_one_piece() {
+    const END: usize = 8192;
     let Some(reactor) = reactor(4) else { return };
-    let map = Rc::new(Map::writable(3 * FIXED_PIECE));
-    let _region = add(&reactor, &map);
-    let first = map.first_piece();
-    let index = warm(&reactor, first).expect("registered");
+    let map = Rc::new(Map::writable(2 * FIXED_PIECE));
+    let border = map.start.as_ptr().wrapping_add(END).align_offset(FIXED_PIECE) + END;
+    let start = NonNull::new(map.ptr(border - END)).unwrap();
+    // SAFETY: a part of the mapping, which the hold keeps.
+    let _region = unsafe { reactor.add_memory(start, 2 * END, map.clone()) };
+    let at = |offset: usize| start.as_ptr().wrapping_add(offset);
+    let index = warm(&reactor, at(0)).expect("registered");
     for (offset, len, inside) in [
-        (0, FIXED_PIECE, true),
-        (0, FIXED_PIECE + 1, false),
-        (FIXED_PIECE - 512, 512, true),
-        (FIXED_PIECE - 512, 513, false),
-        (FIXED_PIECE, 512, false),
+        (0, END, true),
+        (0, END + 1, false),
+        (END - 512, 512, true),
+        (END - 512, 513, false),
+        (END, 512, false),
         (0, 0, false),
         (512, usize::MAX, false),
     ] {
-        let found = reactor.fixed_index(first.wrapping_add(offset), len);
-        assert_eq!(found, inside.then_some(index), "{len} bytes at {offset}");
+        assert_eq!(reactor.fixed_index(at(offset), len), inside.then_some(index), "{len} bytes at {offset}");
     }
     // Outside, and across the ends.
-    for (offset, len) in
-        [(map.len, 1), (map.len - 1, 2), (0usize.wrapping_sub(1), 1), (0usize.wrapping_sub(1), 2)]
-    {
+    for (offset, len) in [(2 * END, 1), (2 * END - 1, 2), (usize::MAX, 1), (usize::MAX, 2)] {
         for _ in 0..=WARM {
-            assert_eq!(reactor.fixed_index(map.ptr(offset), len), None);
+            assert_eq!(reactor.fixed_index(at(offset), len), None);
         }
     }
     reactor.turn();
     assert_eq!(reactor.fixed_pieces(), 1);
+    let other = warm(&reactor, at(2 * END - 4096)).expect("registered");
+    assert_ne!(other, index);
+    assert_eq!(reactor.fixed_index(at(END), END), Some(other));
 }
 
 #[test]
