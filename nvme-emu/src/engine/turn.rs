@@ -141,7 +141,14 @@ impl Engine {
                 self.hot_at = 0;
             }
             let qid = self.hot[self.hot_at];
-            let found = !self.is_quiet(qid) && self.fetch(qid);
+            let found = if self.is_quiet(qid) {
+                if let Some(sq) = &self.sqs[usize::from(qid)] {
+                    sq.prefetch_next();
+                }
+                false
+            } else {
+                self.fetch(qid)
+            };
             busy |= found;
             let Some(sq) = &mut self.sqs[usize::from(qid)] else { continue };
             sq.quiet = if found || sq.in_flight > 0 { 0 } else { sq.quiet.saturating_add(1) };
