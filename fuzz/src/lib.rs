@@ -40,7 +40,15 @@ impl Rig {
         .unwrap();
         for (block_size, uuid) in [(512, [1; 16]), (4096, [2; 16])] {
             let device = Arc::new(MemoryDevice::with_block_size(1 << 20, block_size).unwrap());
-            subsystem.add_namespace(NamespaceConfig { nsid: None, device, uuid, read_only: false, limits: Default::default() }).unwrap();
+            subsystem
+                .add_namespace(NamespaceConfig {
+                    nsid: None,
+                    device,
+                    uuid,
+                    read_only: false,
+                    limits: Default::default(),
+                })
+                .unwrap();
         }
         let config = ControllerConfig { io_queues: 8, shadow_doorbells, intx: true, ..Default::default() };
         let (controller, seeds) = Controller::new(subsystem, config).unwrap();
