@@ -18,9 +18,10 @@ const HARD_SPIN: Duration = Duration::from_micros(10);
 const SHORTEST: Duration = Duration::from_micros(20);
 /// The longest sleep while a guest is there and the CPU time allows it: what the first I/O waits for.
 const LONGEST: Duration = Duration::from_micros(80);
-/// When nothing but the kernel's completions has ended the idle times, so many in a row and soon, the next one is likely to
-/// end like that, too.
+/// When the kernel's completions have ended so many idle times more, and soon, than doorbells have (each counts for four), the
+/// next one is likely to end like that, too.
 const TRUST: u32 = 16;
+const MOST_TRUST: u32 = 64;
 /// How soon that is.
 const SOON: Duration = Duration::from_micros(200);
 /// A sleep whose end the kernel tells dearly is one that is set on a timer: from here on it is left out where an I/O's
@@ -57,7 +58,7 @@ pub enum Wait {
 pub struct Idle {
     turns: u32,
     since: Option<Instant>,
-    /// Idle times in a row that a completion ended soon.
+    /// Idle times that a completion ended soon, less those that did not end so.
     trust: u32,
     /// CPU time of a sleep and the turn after it.
     price: Duration,
@@ -91,7 +92,8 @@ impl Idle {
     pub fn worked(&mut self, completed: bool) {
         if self.since.take().is_some() {
             // A guest that rings in idle times would have to wait for the end of a sleep without a timer.
-            self.trust = if completed { self.trust.saturating_add(1) } else { 0 };
+            self.trust =
+                if completed { (self.trust + 1).min(MOST_TRUST) } else { self.trust.saturating_sub(4) };
         }
         self.turns = 0;
         self.marked = None;
@@ -100,7 +102,7 @@ impl Idle {
     /// It slept so long; `completed`: I/O of the kernel's is there now.
     pub fn slept(&mut self, time: Duration, completed: bool) {
         if time > SOON || !completed {
-            self.trust = 0;
+            self.trust /= 2;
         }
     }
 
