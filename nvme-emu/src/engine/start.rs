@@ -84,6 +84,27 @@ pub(super) struct Launcher<'a> {
     pub(super) most: usize,
 }
 
+/// The [`Launcher`] of an engine: by its fields, so that its queues stay free.
+macro_rules! launcher {
+    ($engine:ident) => {
+        Launcher {
+            shared: &$engine.shared,
+            memory: &$engine.memory,
+            namespaces: &$engine.namespaces,
+            slots: &mut $engine.slots,
+            hint: &mut $engine.hint,
+            share: &mut $engine.share,
+            storage: &mut $engine.storage,
+            guard: &mut $engine.guard,
+            counts: &mut $engine.counts,
+            clock: &mut $engine.clock,
+            page: $engine.page,
+            most: $engine.shared.config.max_transfer as usize,
+        }
+    };
+}
+pub(super) use launcher;
+
 impl<'a> Launcher<'a> {
     /// Starts a command of queue `sqid`. There is a free slot.
     #[inline(always)]
@@ -334,25 +355,8 @@ impl Engine {
         if !self.slots.has_room() {
             return self.complete_reserved(sqid, command.cid(), Status::INTERNAL_ERROR);
         }
-        if let Launched::Done(status) = self.launcher().launch(sqid, command) {
+        if let Launched::Done(status) = launcher!(self).launch(sqid, command) {
             self.complete_reserved(sqid, command.cid(), status);
-        }
-    }
-
-    fn launcher(&mut self) -> Launcher<'_> {
-        Launcher {
-            shared: &self.shared,
-            memory: &self.memory,
-            namespaces: &self.namespaces,
-            slots: &mut self.slots,
-            hint: &mut self.hint,
-            share: &mut self.share,
-            storage: &mut self.storage,
-            guard: &mut self.guard,
-            counts: &mut self.counts,
-            clock: &mut self.clock,
-            page: self.page,
-            most: self.shared.config.max_transfer as usize,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::clock::{OTHER, TRANSFER, TurnClock};
-use super::start::{Launched, Launcher};
+use super::start::{Launched, Launcher, launcher};
 use crate::queue::{InvalidDoorbell, SubmissionQueue, completion};
 use crate::shared::{DoorbellError, Message};
 use crate::worker::HOME;
@@ -244,26 +244,12 @@ impl Engine {
         let run_bytes = if room < LONG_BATCH { 0 } else { RUN_BYTES };
         let mut run_from = self.share.bytes;
         let mut started = 0;
-        let Self { sqs, cqs, batch, touched, memory, .. } = self;
-        let (Some(sq), Some(cq)) = (&mut sqs[usize::from(qid)], &mut cqs[usize::from(cqid)]) else {
+        let (Some(sq), Some(cq)) = (&mut self.sqs[usize::from(qid)], &mut self.cqs[usize::from(cqid)]) else {
             return false;
         };
-        Self::touch(touched, cq);
-        let mut launcher = Launcher {
-            shared: &self.shared,
-            memory,
-            namespaces: &self.namespaces,
-            slots: &mut self.slots,
-            hint: &mut self.hint,
-            share: &mut self.share,
-            storage: &mut self.storage,
-            guard: &mut self.guard,
-            counts: &mut self.counts,
-            clock: &mut self.clock,
-            page: self.page,
-            most: self.shared.config.max_transfer as usize,
-        };
-        let batch = &batch[..room as usize];
+        Self::touch(&mut self.touched, cq);
+        let mut launcher = launcher!(self);
+        let batch = &self.batch[..room as usize];
         let prefetches = self.prefetches;
         for (at, command) in batch.iter().enumerate() {
             if prefetches && let Some(next) = batch.get(at + 1) {
@@ -286,7 +272,7 @@ impl Engine {
             }
             started += 1;
             if run_from - launcher.share.bytes >= run_bytes {
-                cq.flush(memory.table());
+                cq.flush(self.memory.table());
                 run_from = launcher.share.bytes;
             }
         }
@@ -295,7 +281,7 @@ impl Engine {
             launcher.share.end();
         }
         // The last ones of the batch do not wait for other queues.
-        cq.flush(memory.table());
+        cq.flush(self.memory.table());
         started > 0
     }
 
