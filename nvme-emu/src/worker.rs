@@ -101,6 +101,11 @@ impl Worker {
         self.engine.shared.is_running() && self.engine.arm()
     }
 
+    /// Commands that the last turn started.
+    pub fn started(&self) -> u32 {
+        self.engine.started()
+    }
+
     /// How much the last turn did, in commands and pages of data.
     pub fn work(&self) -> u32 {
         self.engine.work()

@@ -92,15 +92,22 @@ impl Reactor {
     pub fn turn(&self) -> usize {
         self.0.fixed.turn(&self.0.ring);
         self.0.ring.borrow_mut().enter();
+        self.reap()
+    }
+
+    /// The rest of a turn: what is there without entering the kernel, as after [`Reactor::park`]. Returns how many events
+    /// there were.
+    pub fn reap(&self) -> usize {
         self.0.reap() + self.0.fire_timers()
     }
 
     /// Sleeps until an io_uring completion, a timer, an [`Unparker::unpark`] or `max`. What happened is for the
-    /// next [`Reactor::turn`] to see.
-    pub fn park(&self, max: Duration) {
+    /// next [`Reactor::turn`] to see. Returns false, at once, if there was an [`Unparker::unpark`] that was not
+    /// [taken](Self::take_unpark).
+    pub fn park(&self, max: Duration) -> bool {
         let inner = &*self.0;
         if !inner.bell.flag.prepare() {
-            return;
+            return false;
         }
         if !inner.bell_armed.replace(true) {
             let poll = opcode::PollAdd::new(types::Fd(inner.bell.eventfd.as_raw_fd()), libc::POLLIN as u32);
@@ -112,6 +119,13 @@ impl Reactor {
         let timeout = next.map_or(max, |next| max.min(next.saturating_duration_since(Instant::now())));
         inner.ring.borrow_mut().wait(timeout);
         inner.bell.flag.finish();
+        true
+    }
+
+    /// Whether there was an [`Unparker::unpark`] since the last call and the last park; often by a waker of this thread's own
+    /// I/O, so that what it was for is done. After that, look once more for what other threads may want.
+    pub fn take_unpark(&self) -> bool {
+        self.0.bell.flag.take()
     }
 
     /// A handle that wakes this reactor out of [`Reactor::park`] (and makes the next `park` return at once).

@@ -8,24 +8,18 @@
 
 use std::time::{Duration, Instant};
 
+use super::expectation::Expectation;
 use crate::config::model::Mode;
 
 /// How long after the last work the reactor keeps looking without a pause.
-const SPIN: Duration = Duration::from_micros(50);
+pub const SPIN: Duration = Duration::from_micros(50);
 /// How long of that it does not even offer the CPU to others.
 const HARD_SPIN: Duration = Duration::from_micros(10);
 /// The shortest sleep worth its system call.
-const SHORTEST: Duration = Duration::from_micros(20);
+pub const SHORTEST: Duration = Duration::from_micros(20);
 /// The longest sleep while a guest is there and the CPU time allows it: what the first I/O waits for.
 const LONGEST: Duration = Duration::from_micros(80);
-/// When the kernel's completions have ended so many idle times more, and soon, than doorbells have (each counts for four), the
-/// next one is likely to end like that, too.
-const TRUST: u32 = 16;
-const MOST_TRUST: u32 = 64;
-/// How soon that is.
-const SOON: Duration = Duration::from_micros(200);
-/// A sleep whose end the kernel tells dearly is one that is set on a timer: from here on it is left out where an I/O's
-/// completion is expected.
+/// From this price on a sleep goes without a timer where an I/O's completion is expected: the timer is what is dear.
 const DEAR: Duration = Duration::from_micros(5);
 /// The longest sleep in any case.
 const LAST_RESORT: Duration = Duration::from_millis(5);
@@ -58,8 +52,11 @@ pub enum Wait {
 pub struct Idle {
     turns: u32,
     since: Option<Instant>,
-    /// Idle times that a completion ended soon, less those that did not end so.
-    trust: u32,
+    /// It has lasted longer than [`HARD_SPIN`].
+    long: bool,
+    /// How long it had lasted when the last sleep ended.
+    lasted: Option<Duration>,
+    expectation: Expectation,
     /// CPU time of a sleep and the turn after it.
     price: Duration,
     /// CPU time that may be spent on sleeps.
@@ -71,39 +68,43 @@ pub struct Idle {
     marked: Option<Duration>,
 }
 
-impl Default for Idle {
-    fn default() -> Self {
+impl Idle {
+    /// `price`: CPU time of a sleep.
+    pub fn new(price: Duration) -> Self {
         Self {
             turns: 0,
             since: None,
-            trust: 0,
-            price: Duration::from_micros(2),
+            long: false,
+            lasted: None,
+            expectation: Expectation::default(),
+            price,
             allowance: SAVED,
             filled: None,
             sleeps: 0,
             marked: None,
         }
     }
-}
 
-impl Idle {
-    /// There was work; `completed`: I/O of the kernel's was among it.
+    /// There was work; `completed`: I/O of the kernel's was among it; `rang`: a guest had waited while this slept.
     #[inline]
-    pub fn worked(&mut self, completed: bool) {
-        if self.since.take().is_some() {
-            // A guest that rings in idle times would have to wait for the end of a sleep without a timer.
-            self.trust =
-                if completed { (self.trust + 1).min(MOST_TRUST) } else { self.trust.saturating_sub(4) };
+    pub fn worked(&mut self, completed: bool, rang: bool) {
+        self.since = None;
+        let lasted = self.lasted.take();
+        if std::mem::take(&mut self.long) {
+            self.expectation.learn(lasted, completed, rang);
         }
         self.turns = 0;
         self.marked = None;
     }
 
-    /// It slept so long; `completed`: I/O of the kernel's is there now.
-    pub fn slept(&mut self, time: Duration, completed: bool) {
-        if time > SOON || !completed {
-            self.trust /= 2;
-        }
+    /// It slept until `now`.
+    pub fn slept(&mut self, now: Instant) {
+        self.lasted = self.since.map(|since| now.saturating_duration_since(since));
+    }
+
+    /// It did not sleep after all.
+    pub fn stayed_awake(&mut self) {
+        self.marked = None;
     }
 
     /// CPU time of a sleep and the turn after it, as measured on this machine.
@@ -135,12 +136,13 @@ impl Idle {
         }
         let now = now();
         let idle = now.saturating_duration_since(*self.since.get_or_insert(now));
-        // Where a timer is dear the sleep goes without one, nearly: it is beyond the kernel's next tick.
-        if self.trust >= TRUST && self.price >= DEAR && watched && pending() {
-            return Wait::Sleep(LAST_RESORT);
-        }
         if idle < HARD_SPIN {
             return Wait::Spin;
+        }
+        self.long = true;
+        // Nearly without a timer: it is beyond the kernel's next tick.
+        if self.price >= DEAR && self.expectation.holds() && watched && pending() {
+            return Wait::Sleep(LAST_RESORT);
         }
         if idle < SPIN {
             return Wait::Yield;
@@ -196,7 +198,7 @@ mod tests {
     impl Machine {
         fn new(price: Duration) -> Self {
             Self {
-                idle: Idle::default(),
+                idle: Idle::new(Duration::from_micros(2)),
                 start: Instant::now(),
                 at: Duration::ZERO,
                 spent: Duration::ZERO,
@@ -252,7 +254,7 @@ mod tests {
         assert_eq!(at(50), Wait::Sleep(SHORTEST));
         assert_eq!(at(400), Wait::Sleep(Duration::from_micros(50)));
         assert_eq!(at(1_000_000), Wait::Sleep(LONGEST));
-        machine.idle.worked(false);
+        machine.idle.worked(false, false);
         assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Spin);
     }
 
@@ -276,47 +278,86 @@ mod tests {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
         machine.at += Duration::from_secs(1); // of work
-        machine.idle.worked(false);
+        machine.idle.worked(false, false);
         let (longest, _) = machine.rest(Duration::from_millis(10));
         assert_eq!(longest, LONGEST);
     }
 
-    #[test]
-    fn io_that_completes_soon_is_waited_for_without_a_timer_where_timers_are_dear() {
-        let io = |micros: u64| {
-            let mut machine = Machine::new(Duration::from_micros(micros));
-            machine.rest(Duration::from_secs(1));
-            machine.pending = true;
-            for _ in 0..=TRUST {
-                machine.idle.worked(true);
-                for _ in 1..TURNS_BEFORE_CLOCK {
-                    machine.wait(Mode::Adaptive, true);
+    /// A machine on which so many idle times of `micros` ended with a completion.
+    fn with_io(price: u64, idle_times: u32, micros: u64) -> (Machine, Vec<Wait>) {
+        let mut machine = Machine::new(Duration::from_micros(price));
+        machine.rest(Duration::from_secs(1));
+        machine.pending = true;
+        machine.idle.worked(false, false);
+        let mut waits = Vec::new();
+        for _ in 0..idle_times {
+            waits.clear();
+            let end = machine.at + Duration::from_micros(micros);
+            while machine.at < end {
+                let wait = machine.wait(Mode::Adaptive, true);
+                match wait {
+                    // Its completion ends it.
+                    Wait::Sleep(pause) => {
+                        machine.at = end.min(machine.at + pause);
+                        machine.idle.slept(machine.start + machine.at);
+                    }
+                    _ => machine.at += Duration::from_nanos(100),
                 }
-                assert_ne!(machine.wait(Mode::Adaptive, true), Wait::Yield);
+                waits.push(wait);
             }
-            machine
-        };
-        assert_eq!(io(1).wait(Mode::Adaptive, true), Wait::Spin);
-        let mut machine = io(20);
-        assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Sleep(LAST_RESORT));
-        // It did not come soon, or a doorbell rang instead: back to looking often.
-        let spoil: [fn(&mut Idle); 3] = [
-            |idle| idle.slept(Duration::from_millis(1), true),
-            |idle| idle.slept(Duration::from_micros(10), false),
-            |idle| idle.worked(false),
-        ];
-        for spoil in spoil {
-            let mut machine = io(20);
-            spoil(&mut machine.idle);
-            let mut longest = Duration::ZERO;
-            for _ in 0..1000 {
-                machine.at += Duration::from_micros(1);
-                if let Wait::Sleep(pause) = machine.wait(Mode::Adaptive, true) {
-                    longest = longest.max(pause);
-                }
-            }
-            assert!(longest > Duration::ZERO && longest < LAST_RESORT, "{longest:?}");
+            machine.idle.worked(true, false);
         }
+        (machine, waits)
+    }
+
+    #[test]
+    fn io_that_spinning_does_not_bridge_is_slept_for_without_a_timer_where_timers_are_dear() {
+        // Its last wait: a moment of spinning, one sleep.
+        let (_, waits) = with_io(20, 100, 300);
+        assert_eq!(waits.last(), Some(&Wait::Sleep(LAST_RESORT)));
+        assert!(waits.iter().rev().skip(1).all(|wait| *wait == Wait::Spin), "{waits:?}");
+        // Where timers cost little the doorbells are looked at meanwhile.
+        let (_, waits) = with_io(1, 100, 300);
+        assert!(waits.contains(&Wait::Yield) && !waits.contains(&Wait::Sleep(LAST_RESORT)), "{waits:?}");
+        // What comes sooner than a sleep would end is spun for.
+        let (_, waits) = with_io(20, 100, 40);
+        assert!(waits.iter().all(|wait| matches!(wait, Wait::Spin | Wait::Yield)), "{waits:?}");
+    }
+
+    #[test]
+    fn a_guest_that_rings_meanwhile_is_looked_for() {
+        let (mut machine, _) = with_io(20, 100, 300);
+        for _ in 0..64 {
+            machine.at += Duration::from_micros(1);
+            while !matches!(machine.wait(Mode::Adaptive, true), Wait::Sleep(_)) {
+                machine.at += Duration::from_micros(1);
+            }
+            machine.at += Duration::from_micros(100);
+            machine.idle.slept(machine.start + machine.at);
+            machine.idle.worked(true, true);
+        }
+        let mut longest = Duration::ZERO;
+        for _ in 0..1000 {
+            machine.at += Duration::from_micros(1);
+            if let Wait::Sleep(pause) = machine.wait(Mode::Adaptive, true) {
+                longest = longest.max(pause);
+            }
+        }
+        assert!(longest > Duration::ZERO && longest < LAST_RESORT, "{longest:?}");
+    }
+
+    #[test]
+    fn a_sleep_that_did_not_take_place_tells_nothing_about_its_price() {
+        let mut machine = Machine::new(Duration::from_micros(20));
+        machine.rest(Duration::from_secs(1));
+        let price = machine.idle.price();
+        for _ in 0..1000 {
+            machine.at += Duration::from_micros(1);
+            if let Wait::Sleep(_) = machine.wait(Mode::Adaptive, true) {
+                machine.idle.stayed_awake();
+            }
+        }
+        assert_eq!(machine.idle.price(), price);
     }
 
     #[test]
@@ -337,7 +378,7 @@ mod tests {
         }
         assert_eq!(machine.wait(Mode::Interrupt, false), Wait::UntilWoken);
         machine.at = Duration::from_secs(1);
-        machine.idle.worked(false);
+        machine.idle.worked(false, false);
         let waits: Vec<Wait> = (0..2 * TURNS_BEFORE_YIELD).map(|_| machine.wait(Mode::Poll, false)).collect();
         assert_eq!(waits.iter().filter(|wait| **wait == Wait::Yield).count(), 2);
         assert_eq!(

@@ -40,6 +40,16 @@ impl ParkFlag {
         self.0.swap(AWAKE, Ordering::AcqRel);
     }
 
+    /// Called by the reactor while it is awake: takes a wish, if there is one.
+    pub(super) fn take(&self) -> bool {
+        // Most times there is none; one that comes now is seen by the next call, or by `prepare`.
+        if self.0.load(Ordering::Relaxed) != NOTIFIED {
+            return false;
+        }
+        self.finish();
+        true
+    }
+
     /// Called by any thread: true if the reactor may be asleep, so that the bell must be rung.
     pub(super) fn notify(&self) -> bool {
         // A swap even when it is notified already: this thread's earlier writes must reach the reactor too.
@@ -105,7 +115,9 @@ mod model {
                 })
                 .collect();
             while shared.work.load(Ordering::Relaxed) < wakers {
-                shared.park();
+                if !shared.flag.take() {
+                    shared.park();
+                }
             }
             for thread in threads {
                 thread.join().unwrap();

@@ -137,13 +137,28 @@ fn an_unpark_before_the_park_ends_it_at_once() {
         reactor.unparker().unpark();
         reactor.unparker().unpark();
         let begin = Instant::now();
-        reactor.park(Duration::from_secs(60));
+        assert!(!reactor.park(Duration::from_secs(60)));
         assert!(begin.elapsed() < Duration::from_secs(60));
     }
     // The wish was taken: the next one sleeps.
     let begin = Instant::now();
     reactor.park(Duration::from_millis(20));
     assert!(begin.elapsed() >= Duration::from_millis(15));
+}
+
+#[test]
+fn an_unpark_that_was_taken_ends_no_park() {
+    let reactor = Reactor::new(8).unwrap();
+    assert!(!reactor.take_unpark());
+    // A waker of its own I/O, as of another thread.
+    reactor.unparker().unpark();
+    assert!(reactor.take_unpark());
+    assert!(!reactor.take_unpark());
+    let parked = Instant::now();
+    assert!(reactor.park(Duration::from_millis(20)));
+    assert!(parked.elapsed() >= Duration::from_millis(20));
+    reactor.unparker().unpark();
+    assert!(!reactor.park(Duration::from_secs(60)));
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! [`Expectation`]: whether the next thing to happen is likely a completion of the kernel's, and when.
+//!
+//! Where setting a timer is dear, a sleep without one that a completion ends is the cheapest wait. But it is deaf to
+//! mapped doorbells, and it wakes later than a spin ends. So it has to pay: the last idle times were longer than a spin,
+//! but short, completions ended them, and no guest rang meanwhile.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// How long the idle times are that pay: longer than spinning bridges, and so short that it is bearable if a doorbell rings
+/// after all.
+const PAYING: RangeInclusive<Duration> = super::idle::SPIN..=Duration::from_micros(500);
+/// So many more idle times that pay than others, of which each counts for [`PENALTY`], make it likely.
+const LIKELY: u32 = 16;
+/// What can be saved up at most: how soon a change is noticed.
+const MOST: u32 = 64;
+const PENALTY: u32 = 4;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Expectation {
+    score: u32,
+}
+
+impl Expectation {
+    /// An idle time, longer than a moment, has ended. It had `lasted` so long when its last sleep ended, if there was one.
+    /// `completed`: I/O of the kernel's ended it. `rang`: a guest rang a doorbell meanwhile.
+    pub fn learn(&mut self, lasted: Option<Duration>, completed: bool, rang: bool) {
+        let pays = completed && !rang && lasted.is_some_and(|lasted| PAYING.contains(&lasted));
+        self.score = match lasted {
+            _ if pays => (self.score + 1).min(MOST),
+            // So long may nobody wait again soon.
+            Some(lasted) if lasted > *PAYING.end() => self.score / 2,
+            _ => self.score.saturating_sub(PENALTY),
+        };
+    }
+
+    /// Whether it is likely.
+    pub fn holds(&self) -> bool {
+        self.score >= LIKELY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn micros(micros: u64) -> Option<Duration> {
+        Some(Duration::from_micros(micros))
+    }
+
+    fn sure() -> Expectation {
+        let mut expectation = Expectation::default();
+        for _ in 0..MOST {
+            expectation.learn(micros(200), true, false);
+        }
+        assert!(expectation.holds());
+        expectation
+    }
+
+    #[test]
+    fn completions_that_come_after_a_spin_and_soon_make_it() {
+        let mut expectation = Expectation::default();
+        for _ in 1..LIKELY {
+            expectation.learn(micros(60), true, false);
+            assert!(!expectation.holds());
+        }
+        expectation.learn(micros(500), true, false);
+        assert!(expectation.holds());
+    }
+
+    #[test]
+    fn what_a_spin_would_have_seen_earlier_ends_it() {
+        let mut expectation = sure();
+        for _ in 0..=(MOST - LIKELY) / PENALTY {
+            expectation.learn(micros(40), true, false);
+        }
+        assert!(!expectation.holds());
+        let mut spinning = sure();
+        for _ in 0..=(MOST - LIKELY) / PENALTY {
+            spinning.learn(None, true, false);
+        }
+        assert!(!spinning.holds());
+    }
+
+    #[test]
+    fn doorbells_end_it() {
+        for (completed, rang) in [(false, false), (true, true)] {
+            let mut expectation = sure();
+            for _ in 0..=(MOST - LIKELY) / PENALTY {
+                expectation.learn(micros(100), completed, rang);
+            }
+            assert!(!expectation.holds());
+            // One in eight is not few.
+            for _ in 0..100 {
+                (0..3).for_each(|_| expectation.learn(micros(100), true, false));
+                expectation.learn(micros(100), completed, rang);
+                assert!(!expectation.holds());
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_that_takes_long_ends_it_at_once() {
+        let mut expectation = sure();
+        for _ in 0..3 {
+            expectation.learn(micros(5000), true, false);
+        }
+        assert!(!expectation.holds());
+    }
+}
