@@ -14,8 +14,10 @@ const STEP: usize = 1 << 20;
 /// Zeroes below this many bytes are written: getting fresh pages costs more than keeping them.
 const GIVE_BACK: usize = 64 << 10;
 
-/// Up to so many bytes are worth a hint. (Measured: it takes a third off the time of 4 KiB, and is lost on 128 KiB.)
-const PREFETCHED: usize = 8192;
+/// Up to so many bytes are worth a hint. (Measured: it takes a third off the time of 4 KiB.)
+const PREFETCHED: usize = 8 << 10;
+/// Of more only the first ones: the processor sees by itself how a copy goes on. (Measured: 3 % off the time of 128 KiB.)
+const HEAD: usize = 2 << 10;
 
 /// A RAM disk: sparse (memory is taken where it is written), gone with the process.
 ///
@@ -100,10 +102,8 @@ impl Channel for MemoryChannel {
     fn prefetch(&self, op: Op, lba: u64, blocks: u64) {
         let block_size = u64::from(self.info.block_size);
         let bytes = usize::try_from(blocks.saturating_mul(block_size)).unwrap_or(usize::MAX);
-        if bytes <= PREFETCHED
-            && let Ok(offset) = usize::try_from(lba.saturating_mul(block_size))
-        {
-            self.map.prefetch(op, offset, bytes);
+        if let Ok(offset) = usize::try_from(lba.saturating_mul(block_size)) {
+            self.map.prefetch(op, offset, if bytes <= PREFETCHED { bytes } else { HEAD });
         }
     }
 

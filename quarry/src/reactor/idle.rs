@@ -3,8 +3,8 @@
 //! A store into a mapped doorbell wakes nobody, so as long as a guest is there somebody has to look. How often is
 //! a bargain between the first I/O's latency and the CPU: spin for a moment, then sleep for an eighth of the time
 //! that nothing happened, at most [`LONGEST`]. What a sleep costs depends on the machine (1 to 2 us of CPU where
-//! timers are cheap, 20 us in a virtual machine in which setting one leaves the guest), so it is measured, and sleeps
-//! get longer where they would take more than [`RATE`] of a core.
+//! timers are cheap, 20 us in a virtual machine in which setting one leaves the guest), so it is measured, and an idle
+//! guest's sleeps get longer where they would take more than [`RATE`] of a core.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ pub const SHORTEST: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_micros(80);
 /// From this price on a sleep goes without a timer where an I/O's completion is expected: the timer is what is dear.
 const DEAR: Duration = Duration::from_micros(5);
+/// For so long after the last work it looks that often whatever it costs: a guest that rests so little is not idle.
+const CLOSELY: Duration = Duration::from_millis(2);
 /// The longest sleep in any case.
 const LAST_RESORT: Duration = Duration::from_millis(5);
 /// Turns without work before the clock is looked at: a busy reactor never does.
@@ -171,6 +173,10 @@ impl Idle {
                 self.allowance = left;
                 pause
             }
+            None if idle < CLOSELY => {
+                self.allowance = Duration::ZERO;
+                pause
+            }
             // It earns what it lacks.
             None => {
                 let lacking = self.price - self.allowance;
@@ -274,6 +280,17 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_rests_a_millisecond_at_a_time_is_seen_soon_each_time() {
+        let mut machine = Machine::new(Duration::from_micros(20));
+        machine.rest(Duration::from_secs(1));
+        for _ in 0..1000 {
+            machine.idle.worked(false, false);
+            let (longest, _) = machine.rest(Duration::from_millis(1));
+            assert!(longest <= LONGEST, "{longest:?}");
+        }
+    }
+
+    #[test]
     fn after_work_it_looks_often_even_where_that_is_dear() {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
@@ -298,6 +315,7 @@ mod tests {
                 match wait {
                     // Its completion ends it.
                     Wait::Sleep(pause) => {
+                        machine.spent += machine.price;
                         machine.at = end.min(machine.at + pause);
                         machine.idle.slept(machine.start + machine.at);
                     }
