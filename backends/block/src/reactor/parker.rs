@@ -96,7 +96,7 @@ mod model {
         }
     }
 
-    fn no_wake_up_is_lost(wakers: usize) {
+    fn no_wake_up_is_lost(wakers: usize, takes: bool) {
         loom::model(move || {
             let shared = Arc::new(Shared {
                 flag: ParkFlag::new(),
@@ -115,7 +115,7 @@ mod model {
                 })
                 .collect();
             while shared.work.load(Ordering::Relaxed) < wakers {
-                if !shared.flag.take() {
+                if !takes || !shared.flag.take() {
                     shared.park();
                 }
             }
@@ -127,11 +127,16 @@ mod model {
 
     #[test]
     fn one_waker() {
-        no_wake_up_is_lost(1);
+        no_wake_up_is_lost(1, false);
     }
 
     #[test]
     fn two_wakers() {
-        no_wake_up_is_lost(2);
+        no_wake_up_is_lost(2, false);
+    }
+
+    #[test]
+    fn wishes_taken_while_awake() {
+        no_wake_up_is_lost(1, true);
     }
 }
