@@ -69,6 +69,8 @@ pub(crate) struct Engine {
     namespaces_open: bool,
     /// Some of them want hints of what comes.
     prefetches: bool,
+    /// How many commands the next turn may give to the kernel even if that has none.
+    pending: usize,
     slots: Slots,
     woken: Vec<u32>,
     retirements: Vec<Retirement>,
@@ -125,6 +127,7 @@ impl Engine {
             namespaces: Vec::new(),
             namespaces_open: false,
             prefetches: false,
+            pending: 1,
             woken: Vec::new(),
             retirements: Vec::new(),
             gone: 0,

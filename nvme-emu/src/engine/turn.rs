@@ -33,8 +33,7 @@ const IDLE_TURNS: u32 = 16;
 pub(super) struct Share {
     pub(super) commands: u32,
     pub(super) bytes: usize,
-    /// Commands that may go to the kernel or another library. Either begins with none of a turn's before it has all, and a
-    /// disk waits meanwhile, so these are no more than it has to do already: 1, 1, 2, 4, ... of a batch.
+    /// Commands that may go to the kernel or another library.
     pending: usize,
     /// Commands that it started or ended.
     pub(super) work: u32,
@@ -66,7 +65,9 @@ impl Share {
 
     /// What the turn has done so far, in commands and pages.
     fn done(self) -> u32 {
-        self.work + ((BYTES - self.bytes) >> 12) as u32
+        // The kernel moves the data of commands that it got, and `end` has taken what was left of the bytes.
+        let bytes = if self.pending == 0 { 0 } else { BYTES - self.bytes };
+        self.work + (bytes >> 12) as u32
     }
 
     pub(super) fn end(&mut self) {
@@ -82,11 +83,15 @@ impl Engine {
         self.clock = TurnClock::default();
         self.share = Share::new();
         let mut busy = self.poll_woken() | self.start_throttled();
-        self.share.pending = self.slots.in_flight().max(1);
+        // The kernel begins with none of a turn's commands before it has all, and a disk waits meanwhile: so it gets no more of
+        // them than it has, or twice what it was just given: 1, 2, 4, ... of a batch.
+        let pending = self.slots.in_flight().max(self.pending).clamp(1, COMMANDS as usize);
+        self.share.pending = pending;
         if running && bus_master {
             busy |= self.fetch_hot();
             busy |= self.fetch_cold();
         }
+        self.pending = if self.share.pending == 0 { 2 * pending } else { 1 };
         self.idle_turns = if busy { 0 } else { self.idle_turns.saturating_add(1) };
         self.drain();
         self.end_turn();

@@ -5,7 +5,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::rig::{DATA, MEMORY, Rig, admin, nvm};
-use block::fault::{FaultDevice, Rule};
+use block::fault::{Action, FaultDevice, Rule};
+use block::future::yield_now;
+use block::{Channel, Device, Error, Info, Io, IoFuture, Reactor, Submission};
 use block_memory::MemoryDevice;
 use nvme_emu::{ControllerConfig, Limits, Statistics};
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
@@ -213,6 +215,63 @@ fn a_turn_is_short_for_the_sake_of_other_controllers() {
         done += 1;
     }
     assert_eq!(done, 2, "two of 256 KiB each");
+}
+
+/// A disk in the kernel's page cache: what it is given is done when the kernel returns, but not earlier.
+struct Cached(MemoryDevice);
+
+struct CachedChannel;
+
+impl Device for Cached {
+    fn info(&self) -> Info {
+        self.0.info()
+    }
+
+    fn channel(&self, _: &Reactor) -> Result<Box<dyn Channel>, Error> {
+        Ok(Box::new(CachedChannel))
+    }
+}
+
+impl Channel for CachedChannel {
+    fn submit(&self, io: Io) -> Submission {
+        Submission::Pending(IoFuture::new(async move {
+            yield_now().await;
+            io.complete(Ok(()))
+        }))
+    }
+}
+
+/// The kernel is to begin at once, but is not to be entered for each command, also where it has none from the turn before.
+#[test]
+fn a_batch_goes_to_the_kernel_in_growing_parts() {
+    let disk = || MemoryDevice::new(1 << 20).unwrap();
+    let slow = FaultDevice::new(Arc::new(disk()));
+    slow.handle().add(Rule::new(Action::Hold));
+    let devices: [Arc<dyn Device>; 2] = [Arc::new(Cached(disk())), Arc::new(slow)];
+    for device in devices {
+        let mut rig = Rig::new(vec![device], ControllerConfig::default());
+        rig.create_queue(1, 64);
+        let read = || nvm(NvmOpcode::READ, 1, 0, 8, DATA);
+        (0..31).for_each(|_| _ = rig.push(1, read()));
+        rig.submit(1, read());
+        let mut parts = Vec::new();
+        while parts.iter().sum::<u32>() < 32 {
+            rig.turn();
+            parts.push(rig.workers[0].started());
+            assert!(parts.len() <= 32, "{parts:?}");
+        }
+        assert_eq!(parts, [1, 2, 4, 8, 16, 1]);
+    }
+}
+
+#[test]
+fn one_command_for_the_kernel_is_not_much_work() {
+    let mut rig =
+        Rig::new(vec![Arc::new(Cached(MemoryDevice::new(1 << 20).unwrap()))], ControllerConfig::default());
+    rig.create_queue(1, 64);
+    rig.submit(1, nvm(NvmOpcode::READ, 1, 0, 8, DATA));
+    rig.turn();
+    assert_eq!((rig.workers[0].started(), rig.workers[0].work()), (1, 1), "the kernel moves its data");
 }
 
 #[test]

@@ -15,29 +15,37 @@ const LIKELY: u32 = 16;
 /// What can be saved up at most: how soon a change is noticed.
 const MOST: u32 = 64;
 const PENALTY: u32 = 4;
+/// Each so manieth idle time goes without: a sleep's own end takes time, so a device that has become as fast as a spin would
+/// go unnoticed.
+const PROBED: u32 = 32;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Expectation {
     score: u32,
+    learnt: u32,
+    probing: bool,
 }
 
 impl Expectation {
-    /// An idle time, longer than a moment, has ended. It had `lasted` so long when its last sleep ended, if there was one.
-    /// `completed`: I/O of the kernel's ended it. `rang`: a guest rang a doorbell meanwhile.
+    /// An idle time, longer than a moment, has ended, at the beginning of which the kernel had I/O. It had `lasted` so long when
+    /// its last sleep ended, if there was one. `completed`: I/O ended it. `rang`: a guest rang a doorbell meanwhile.
     pub fn learn(&mut self, lasted: Option<Duration>, completed: bool, rang: bool) {
         let pays = completed && !rang && lasted.is_some_and(|lasted| PAYING.contains(&lasted));
         self.score = match lasted {
             _ if pays => (self.score + 1).min(MOST),
+            None if self.probing && completed => 0,
             // So long may nobody wait again soon.
             Some(lasted) if lasted > *PAYING.end() => self.score / 2,
             _ => self.score.saturating_sub(PENALTY),
         };
+        self.learnt = self.learnt.wrapping_add(1);
+        self.probing = self.learnt.is_multiple_of(PROBED);
     }
 
     /// Whether it is likely.
     pub fn holds(&self) -> bool {
-        self.score >= LIKELY
+        self.score >= LIKELY && !self.probing
     }
 }
 
@@ -51,7 +59,7 @@ mod tests {
 
     fn sure() -> Expectation {
         let mut expectation = Expectation::default();
-        for _ in 0..MOST {
+        for _ in 0..=2 * MOST {
             expectation.learn(micros(200), true, false);
         }
         assert!(expectation.holds());
@@ -83,6 +91,19 @@ mod tests {
         assert!(!spinning.holds());
     }
 
+    /// 40 us to the completion, and 20 more until the sleep has ended.
+    #[test]
+    fn a_device_that_has_become_fast_is_noticed_though_sleeps_end_late() {
+        let mut expectation = sure();
+        let mut slept = 0;
+        for _ in 0..2 * PROBED {
+            let sleeps = expectation.holds();
+            slept += u32::from(sleeps);
+            expectation.learn(if sleeps { micros(60) } else { None }, true, false);
+        }
+        assert!(slept < PROBED && !expectation.holds(), "{slept}");
+    }
+
     #[test]
     fn doorbells_end_it() {
         for (completed, rang) in [(false, false), (true, true)] {
@@ -91,7 +112,7 @@ mod tests {
                 expectation.learn(micros(100), completed, rang);
             }
             assert!(!expectation.holds());
-            // One in eight is not few.
+            // One in four is not few.
             for _ in 0..100 {
                 (0..3).for_each(|_| expectation.learn(micros(100), true, false));
                 expectation.learn(micros(100), completed, rang);

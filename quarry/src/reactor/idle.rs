@@ -54,8 +54,8 @@ pub enum Wait {
 pub struct Idle {
     turns: u32,
     since: Option<Instant>,
-    /// It has lasted longer than [`HARD_SPIN`].
-    long: bool,
+    /// It has lasted longer than [`HARD_SPIN`], at which the kernel had I/O or not.
+    long: Option<bool>,
     /// How long it had lasted when the last sleep ended.
     lasted: Option<Duration>,
     expectation: Expectation,
@@ -76,7 +76,7 @@ impl Idle {
         Self {
             turns: 0,
             since: None,
-            long: false,
+            long: None,
             lasted: None,
             expectation: Expectation::default(),
             price,
@@ -92,7 +92,7 @@ impl Idle {
     pub fn worked(&mut self, completed: bool, rang: bool) {
         self.since = None;
         let lasted = self.lasted.take();
-        if std::mem::take(&mut self.long) {
+        if self.long.take() == Some(true) {
             self.expectation.learn(lasted, completed, rang);
         }
         self.turns = 0;
@@ -141,9 +141,9 @@ impl Idle {
         if idle < HARD_SPIN {
             return Wait::Spin;
         }
-        self.long = true;
+        let pending = *self.long.get_or_insert_with(pending);
         // Nearly without a timer: it is beyond the kernel's next tick.
-        if self.price >= DEAR && self.expectation.holds() && watched && pending() {
+        if self.price >= DEAR && self.expectation.holds() && watched && pending {
             return Wait::Sleep(LAST_RESORT);
         }
         if idle < SPIN {
@@ -340,6 +340,28 @@ mod tests {
         // What comes sooner than a sleep would end is spun for.
         let (_, waits) = with_io(20, 100, 40);
         assert!(waits.iter().all(|wait| matches!(wait, Wait::Spin | Wait::Yield)), "{waits:?}");
+    }
+
+    #[test]
+    fn a_guest_that_thinks_between_its_commands_teaches_nothing_about_io() {
+        let (mut machine, _) = with_io(20, 100, 300);
+        // No sleep without a timer, since there is no I/O; and none is to be expected later because of that.
+        machine.pending = false;
+        for _ in 0..100 {
+            let end = machine.at + Duration::from_micros(30);
+            while machine.at < end {
+                assert!(matches!(machine.wait(Mode::Adaptive, true), Wait::Spin | Wait::Yield));
+                machine.at += Duration::from_nanos(100);
+            }
+            machine.idle.worked(false, false);
+        }
+        machine.pending = true;
+        let mut wait = Wait::Spin;
+        while wait == Wait::Spin {
+            machine.at += Duration::from_nanos(100);
+            wait = machine.wait(Mode::Adaptive, true);
+        }
+        assert_eq!(wait, Wait::Sleep(LAST_RESORT));
     }
 
     #[test]

@@ -121,8 +121,9 @@ impl ReactorThread {
             };
             // The kernel may not stretch sleeps of 20 us by its usual 50. Without that they are longer, no more.
             let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+            let idle = Idle::new(price_of_sleep(&reactor));
             if ready.send(Ok(reactor.unparker())).is_ok() {
-                guard_against_panics(|| Core::new(reactor).run(&commands, &seen));
+                guard_against_panics(|| Core::new(reactor).run(idle, &commands, &seen));
             }
         })?;
         let gone = || io::Error::other("its thread ended at once");
@@ -236,6 +237,17 @@ fn cpu_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
+/// CPU time of a short sleep of a reactor that nobody knows yet. Under load there is no way to tell it from what the sleeps'
+/// ends bring.
+fn price_of_sleep(reactor: &Reactor) -> Duration {
+    reactor.park(idle::SHORTEST);
+    let before = cpu_time();
+    for _ in 0..SAMPLES {
+        reactor.park(idle::SHORTEST);
+    }
+    cpu_time().saturating_sub(before) / SAMPLES
+}
+
 impl Core {
     fn new(reactor: Reactor) -> Self {
         Self {
@@ -256,8 +268,7 @@ impl Core {
         &self.reactor
     }
 
-    fn run(mut self, commands: &Receiver<Command>, shared: &Shared) {
-        let mut idle = Idle::new(self.price_of_sleep());
+    fn run(mut self, mut idle: Idle, commands: &Receiver<Command>, shared: &Shared) {
         while !self.stopping {
             let mut worked = self.poll_workers();
             let woke = self.woke.take();
@@ -301,14 +312,6 @@ impl Core {
                 Wait::UntilWoken => self.sleep(Duration::MAX, &mut idle, shared),
             }
         }
-    }
-
-    /// CPU time of a short sleep. Under load there is no way to tell it from what the sleeps' ends bring.
-    fn price_of_sleep(&self) -> Duration {
-        self.reactor.park(idle::SHORTEST);
-        let before = cpu_time();
-        (0..SAMPLES).for_each(|_| _ = self.reactor.park(idle::SHORTEST));
-        cpu_time().saturating_sub(before) / SAMPLES
     }
 
     fn sleep(&mut self, time: Duration, idle: &mut Idle, shared: &Shared) {
