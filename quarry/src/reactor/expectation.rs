@@ -15,8 +15,8 @@ const LIKELY: u32 = 16;
 /// What can be saved up at most: how soon a change is noticed.
 const MOST: u32 = 64;
 const PENALTY: u32 = 4;
-/// Each so manieth idle time goes without: a sleep's own end takes time, so a device that has become as fast as a spin would
-/// go unnoticed.
+/// Each so manieth idle time begins with a spin: a sleep's own end takes time, so a device that has become as fast as a spin
+/// would go unnoticed.
 const PROBED: u32 = 32;
 
 /// See the module.
@@ -43,9 +43,9 @@ impl Expectation {
         self.probing = self.learnt.is_multiple_of(PROBED);
     }
 
-    /// Whether it is likely.
-    pub fn holds(&self) -> bool {
-        self.score >= LIKELY && !self.probing
+    /// Whether it is likely, in an idle time that has lasted so long.
+    pub fn holds(&self, idle: Duration) -> bool {
+        self.score >= LIKELY && (!self.probing || idle >= super::idle::SPIN)
     }
 }
 
@@ -57,12 +57,15 @@ mod tests {
         Some(Duration::from_micros(micros))
     }
 
+    /// An idle time that has just begun.
+    const BEGUN: Duration = Duration::from_micros(10);
+
     fn sure() -> Expectation {
         let mut expectation = Expectation::default();
         for _ in 0..=2 * MOST {
             expectation.learn(micros(200), true, false);
         }
-        assert!(expectation.holds());
+        assert!(expectation.holds(BEGUN));
         expectation
     }
 
@@ -71,10 +74,10 @@ mod tests {
         let mut expectation = Expectation::default();
         for _ in 1..LIKELY {
             expectation.learn(micros(60), true, false);
-            assert!(!expectation.holds());
+            assert!(!expectation.holds(BEGUN));
         }
         expectation.learn(micros(500), true, false);
-        assert!(expectation.holds());
+        assert!(expectation.holds(BEGUN));
     }
 
     #[test]
@@ -83,12 +86,12 @@ mod tests {
         for _ in 0..=(MOST - LIKELY) / PENALTY {
             expectation.learn(micros(40), true, false);
         }
-        assert!(!expectation.holds());
+        assert!(!expectation.holds(BEGUN));
         let mut spinning = sure();
         for _ in 0..=(MOST - LIKELY) / PENALTY {
             spinning.learn(None, true, false);
         }
-        assert!(!spinning.holds());
+        assert!(!spinning.holds(BEGUN));
     }
 
     /// 40 us to the completion, and 20 more until the sleep has ended.
@@ -97,11 +100,11 @@ mod tests {
         let mut expectation = sure();
         let mut slept = 0;
         for _ in 0..2 * PROBED {
-            let sleeps = expectation.holds();
+            let sleeps = expectation.holds(BEGUN);
             slept += u32::from(sleeps);
             expectation.learn(if sleeps { micros(60) } else { None }, true, false);
         }
-        assert!(slept < PROBED && !expectation.holds(), "{slept}");
+        assert!(slept < PROBED && !expectation.holds(BEGUN), "{slept}");
     }
 
     #[test]
@@ -111,12 +114,12 @@ mod tests {
             for _ in 0..=(MOST - LIKELY) / PENALTY {
                 expectation.learn(micros(100), completed, rang);
             }
-            assert!(!expectation.holds());
+            assert!(!expectation.holds(BEGUN));
             // One in four is not few.
             for _ in 0..100 {
                 (0..3).for_each(|_| expectation.learn(micros(100), true, false));
                 expectation.learn(micros(100), completed, rang);
-                assert!(!expectation.holds());
+                assert!(!expectation.holds(BEGUN));
             }
         }
     }
@@ -127,6 +130,6 @@ mod tests {
         for _ in 0..3 {
             expectation.learn(micros(5000), true, false);
         }
-        assert!(!expectation.holds());
+        assert!(!expectation.holds(BEGUN));
     }
 }

@@ -143,7 +143,7 @@ impl Idle {
         }
         let pending = *self.long.get_or_insert_with(pending);
         // Nearly without a timer: it is beyond the kernel's next tick.
-        if self.price >= DEAR && self.expectation.holds() && watched && pending {
+        if self.price >= DEAR && self.expectation.holds(idle) && watched && pending {
             return Wait::Sleep(LAST_RESORT);
         }
         if idle < SPIN {
