@@ -12,11 +12,11 @@ use super::expectation::Expectation;
 use crate::config::model::Mode;
 
 /// How long after the last work the reactor keeps looking without a pause.
-pub const SPIN: Duration = Duration::from_micros(50);
+pub(super) const SPIN: Duration = Duration::from_micros(50);
 /// How long of that it does not even offer the CPU to others.
 const HARD_SPIN: Duration = Duration::from_micros(10);
 /// The shortest sleep worth its system call.
-pub const SHORTEST: Duration = Duration::from_micros(20);
+pub(super) const SHORTEST: Duration = Duration::from_micros(20);
 /// The longest sleep while a guest is there and the CPU time allows it: what the first I/O waits for.
 const LONGEST: Duration = Duration::from_micros(80);
 /// From this price on a sleep goes without a timer where an I/O's completion is expected: the timer is what is dear.

@@ -2,7 +2,7 @@
 //! mailbox, and shares nothing with its siblings.
 //!
 //! Which queues belong to which worker is `nvme-emu`'s concern; how long to wait when nothing happens is
-//! [`idle`]'s.
+//! [`idle`]'s, and what is likely to end that `expectation`'s.
 
 mod expectation;
 pub mod idle;

@@ -68,17 +68,7 @@ pub fn serve(setting: &Setting, name: &str, mode: Option<&str>, device: &str) ->
     fs::write(&path, configuration(setting, mode.unwrap_or_default(), device, &socket))?;
     let mut command = Command::new(&setting.quarry);
     command.arg("serve").arg(&path);
-    start(command, socket, setting.directory.join(format!("{name}.log")), short)
-}
-
-/// Starts a server and waits until it listens at `socket`, the last of its sockets.
-pub fn start(
-    command: Command,
-    socket: std::path::PathBuf,
-    log: std::path::PathBuf,
-    directory: tempfile::TempDir,
-) -> Result<Server> {
-    Server::start(command, socket, log, directory)
+    Server::start(command, socket, setting.directory.join(format!("{name}.log")), short)
 }
 
 /// The client, to measure something.

@@ -1,8 +1,8 @@
 //! The area `idle`: what 64 enabled controllers without I/O cost, and the first command after a pause.
 
+use super::Setting;
 use super::client::read;
 use super::report::{Idle, Report};
-use super::{Setting, client};
 use crate::server::Server;
 use anyhow::Result;
 use std::fmt::Write as _;
@@ -61,5 +61,5 @@ fn serve(setting: &Setting, mode: &str, doorbells: &str) -> Result<Server> {
     let mut command = Command::new(&setting.quarry);
     command.arg("serve").arg(&path);
     let last = short.path().join(format!("c{}", CONTROLLERS - 1));
-    client::start(command, last, setting.directory.join(format!("idle-{mode}.log")), short)
+    Server::start(command, last, setting.directory.join(format!("idle-{mode}.log")), short)
 }
