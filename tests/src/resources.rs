@@ -43,20 +43,6 @@ impl Resources {
         }
     }
 
-    /// Those of process `pid` once it holds no client's memory any more.
-    #[track_caller]
-    pub fn without_clients(pid: u32) -> Self {
-        let start = Instant::now();
-        loop {
-            let now = Self::of(pid);
-            if now.guest_mappings == 0 {
-                return now;
-            }
-            assert!(start.elapsed() < PATIENCE, "memory of a client that is gone: {now:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
     /// Waits until process `pid` holds no more than this: no further descriptors or client memory, and of mappings and
     /// resident memory only what an allocator may keep.
     #[track_caller]

@@ -88,13 +88,19 @@ impl Server {
     /// server has logged before it answers a client may come to the file after the answer.
     #[track_caller]
     pub fn wait_for_log(&self, what: &str) -> String {
+        self.wait_for_logs(what, 1)
+    }
+
+    /// The same for so many lines with `what`.
+    #[track_caller]
+    pub fn wait_for_logs(&self, what: &str, count: usize) -> String {
         let start = Instant::now();
         loop {
             let log = self.log();
-            if log.lines().any(|line| line.contains(what)) {
+            if log.lines().filter(|line| line.contains(what)).count() >= count {
                 return log;
             }
-            assert!(start.elapsed() < PATIENCE, "no line with {what:?} in the log");
+            assert!(start.elapsed() < PATIENCE, "not {count} lines with {what:?} in the log");
             thread::sleep(Duration::from_millis(5));
         }
     }

@@ -123,8 +123,9 @@ fn plugging_under_load_leaves_nothing_behind() {
         vm.wait_no_disk();
         vm.wait_for("! pgrep -x fio > /dev/null");
         assert_guest_is_forgotten(&server);
-        // What is made once is made by now.
+        // What is made once is made by now, and what a client leaves is replaced when the server says so.
         if time == 1 {
+            server.wait_for_logs("client gone, ready for the next", 2);
             settled = Some(server.resources());
         }
     }

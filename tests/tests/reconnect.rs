@@ -22,6 +22,14 @@ fn verify(controller: &Controller, seed: u64) {
     assert!(data == pattern(seed, data.len()), "what the client before has written");
 }
 
+/// What the server holds while it has a client that it has served, which is returned too. With none it may be on the way to that:
+/// what the next client gets takes the place of what the last one had.
+fn while_served(server: &Server, seed: u64) -> (Controller, Resources) {
+    let controller = server.controller();
+    verify(&controller, seed);
+    (controller, server.resources())
+}
+
 /// Fifty clients, one after the other; `leave` says how they go.
 fn fifty(spec: &str, leave: impl Fn(Controller, u64)) {
     let server = Server::disk(spec);
@@ -31,7 +39,7 @@ fn fifty(spec: &str, leave: impl Fn(Controller, u64)) {
         disk(&controller).write(0, &pattern(round, 256 << 10)).unwrap();
         leave(controller, round);
     }
-    let before = Resources::without_clients(server.pid());
+    let before = while_served(&server, 2).1;
     for round in 3..50 {
         let controller = server.controller();
         verify(&controller, round - 1);
@@ -39,9 +47,9 @@ fn fifty(spec: &str, leave: impl Fn(Controller, u64)) {
         disk(&controller).write(0, &pattern(round, 256 << 10)).unwrap();
         leave(controller, round);
     }
+    let (controller, _) = while_served(&server, 49);
     before.assert_settles(server.pid());
-    let controller = server.controller();
-    verify(&controller, 49);
+    drop(controller);
     server.stop();
 }
 
@@ -88,7 +96,7 @@ fn a_client_killed_in_the_middle() {
     let controller = server.controller();
     disk(&controller).write(0, &pattern(1, 256 << 10)).unwrap();
     controller.close().unwrap();
-    let before = Resources::without_clients(server.pid());
+    let before = while_served(&server, 1).1;
     for _ in 0..5 {
         let mut client = Command::new(env!("CARGO_BIN_EXE_quarry-test-client"))
             .arg(server.socket("vm.sock"))
@@ -104,7 +112,9 @@ fn a_client_killed_in_the_middle() {
         verify(&controller, 1);
         drop(controller);
     }
+    let (controller, _) = while_served(&server, 1);
     before.assert_settles(server.pid());
+    drop(controller);
     server.stop();
 }
 
