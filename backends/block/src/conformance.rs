@@ -4,6 +4,7 @@
 //! function here panics when the device falls short, as a test does. Durability and power failures are left out:
 //! no test in one process can tell.
 
+mod compare;
 mod contents;
 mod limits;
 mod load;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use crate::{Abilities, Channel, Device, Info, Reactor};
 
+pub use compare::compare_and_write;
 pub use contents::{discard, flush_and_fua, random_operations, write_zeroes};
 pub use limits::{bad_requests, geometry, read_only};
 pub use load::{dropped_futures, guards_are_held, nothing_leaks, several_threads, shared_blocks};
@@ -77,7 +79,7 @@ macro_rules! conformance_tests {
     ($name:ident, $suite:expr) => {
         $crate::conformance_tests!(
             $name, $suite, geometry bad_requests read_only random_operations flush_and_fua discard write_zeroes
-            several_threads shared_blocks dropped_futures guards_are_held nothing_leaks
+            compare_and_write several_threads shared_blocks dropped_futures guards_are_held nothing_leaks
         );
     };
     ($name:ident, $suite:expr, $($test:ident)*) => {

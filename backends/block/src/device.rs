@@ -1,6 +1,6 @@
 //! [`Device`] and [`Channel`]: what a block device is, and a reactor's own way into it.
 
-use crate::{Completed, Error, Io, IoFuture, Op, Reactor};
+use crate::{Completed, Error, Io, IoFuture, Listener, Op, Reactor};
 
 /// Geometry and abilities of a device at this moment (a resize changes `blocks`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Info {
     pub atomic_write_blocks: u32,
     /// The unit, in blocks, in which discards give space back (at least 1).
     pub discard_granularity: u32,
+    /// The most blocks of one [`Op::CompareAndWrite`]; 0 without the ability.
+    pub compare_and_write_blocks: u32,
     /// Operations and guarantees.
     pub abilities: Abilities,
 }
@@ -29,6 +31,7 @@ impl Info {
             preferred_granularity: 1,
             atomic_write_blocks: 1,
             discard_granularity: 1,
+            compare_and_write_blocks: 0,
             abilities: Abilities::empty(),
         }
     }
@@ -53,6 +56,8 @@ bitflags::bitflags! {
         const WRITE_ZEROES = 1 << 3;
         /// A discarded range reads as zeroes.
         const DISCARD_ZEROES = 1 << 4;
+        /// Has compare and write, for [`Info::compare_and_write_blocks`] blocks at once.
+        const COMPARE_AND_WRITE = 1 << 5;
     }
 }
 
@@ -63,6 +68,12 @@ bitflags::bitflags! {
 pub trait Device: Send + Sync + 'static {
     /// Geometry and abilities.
     fn info(&self) -> Info;
+
+    /// Has `listener` called after what [`Self::info`] returns has changed: on any thread, perhaps without a change. It
+    /// is kept as long as the device: it must not keep alive what it tells. A layer passes it on to what is below.
+    fn on_change(&self, listener: Listener) {
+        drop(listener); // the geometry never changes
+    }
 
     /// Opens the calling reactor's own way in. Cheap enough to be called per controller and reactor.
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error>;

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Channel, Completed, Device, Error, Info, Io, IoFuture, Reactor, Submission};
+use crate::{Channel, Completed, Device, Error, Info, Io, IoFuture, Listener, Reactor, Submission};
 
 use state::{Shared, Ticket, Verdict};
 
@@ -39,6 +39,10 @@ impl FaultDevice {
 impl Device for FaultDevice {
     fn info(&self) -> Info {
         self.inner.info()
+    }
+
+    fn on_change(&self, listener: Listener) {
+        self.inner.on_change(listener);
     }
 
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {

@@ -21,6 +21,10 @@ pub enum Op {
     Discard,
     /// The range reads as zeroes afterwards. No segments.
     WriteZeroes,
+    /// The range is compared with the first half of the segments' bytes and, if it is equal, written with the second
+    /// half: in one step as every other operation on the range sees it. If not, it fails with
+    /// [`ErrorKind::CompareMismatch`] and nothing is written.
+    CompareAndWrite,
 }
 
 bitflags::bitflags! {
@@ -178,7 +182,7 @@ impl Io {
         self
     }
 
-    /// The buffers, in order. Their bytes sum up to `blocks` for reads and writes.
+    /// The buffers, in order. Their bytes sum up to `blocks` for reads and writes, to twice that for compare and write.
     #[inline]
     pub fn segments(&self) -> &[Segment] {
         &self.segments
@@ -202,7 +206,8 @@ impl Io {
 
     /// Checks the `Io` against a device: its range, its segments, whether the device has the operation at all.
     /// Every device does this first, and may rely on it afterwards: `lba + blocks <= info.blocks`, and the bytes
-    /// of reads and writes are `blocks * block_size`, which fits 64 bits. (A flush has no range: it is ignored.)
+    /// of reads and writes are `blocks * block_size` (twice that for compare and write), which fits 64 bits. (A flush
+    /// has no range: it is ignored.)
     #[inline]
     pub fn check(&self, info: &Info) -> Result<(), Error> {
         // Nearly all are such: one piece of memory for blocks that are there.
@@ -226,7 +231,7 @@ impl Io {
             Op::Read => {}
             Op::Flush if self.segments.is_empty() => return Ok(()),
             Op::Flush => return Err(Error::new(ErrorKind::InvalidInput, "a flush has no segments")),
-            Op::Write | Op::WriteZeroes | Op::Discard if !has(Abilities::WRITE) => {
+            Op::Write | Op::WriteZeroes | Op::Discard | Op::CompareAndWrite if !has(Abilities::WRITE) => {
                 return Err(Error::new(ErrorKind::ReadOnly, "the device is read-only"));
             }
             Op::WriteZeroes if !has(Abilities::WRITE_ZEROES) => {
@@ -235,13 +240,21 @@ impl Io {
             Op::Discard if !has(Abilities::DISCARD) => {
                 return Err(Error::new(ErrorKind::Unsupported, "the device has no discard"));
             }
-            Op::Write | Op::WriteZeroes | Op::Discard => {}
+            Op::CompareAndWrite if !has(Abilities::COMPARE_AND_WRITE) => {
+                return Err(Error::new(ErrorKind::Unsupported, "the device has no compare and write"));
+            }
+            Op::Write | Op::WriteZeroes | Op::Discard | Op::CompareAndWrite => {}
         }
         if self.lba.checked_add(self.blocks).is_none_or(|end| end > info.blocks) {
             return Err(Error::new(ErrorKind::OutOfRange, "the range ends beyond the device"));
         }
+        if self.op == Op::CompareAndWrite && self.blocks > u64::from(info.compare_and_write_blocks) {
+            return Err(Error::new(ErrorKind::InvalidInput, "too many blocks to compare and write at once"));
+        }
+        let range = self.blocks.checked_mul(u64::from(info.block_size));
         let expected = match self.op {
-            Op::Read | Op::Write => self.blocks.checked_mul(u64::from(info.block_size)),
+            Op::Read | Op::Write => range,
+            Op::CompareAndWrite => range.and_then(|bytes| bytes.checked_mul(2)),
             _ => Some(0),
         };
         if expected != Some(self.bytes()) {

@@ -1,6 +1,8 @@
 //! Helpers for tests of devices and of what uses them: buffers that make [`Io`]s, a way to run many at once, a
 //! small random source. Nothing here is used by the program itself.
 
+mod cas;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::ptr::NonNull;
@@ -8,6 +10,8 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use crate::{AlignedBuf, Channel, Error, Io, Op, Segment};
+
+pub use cas::CasDevice;
 
 /// Memory that plays the guest: shared by handles and by the [`Io`]s made from it, freed when all are gone.
 #[derive(Clone)]
@@ -85,7 +89,7 @@ impl Buffer {
     pub fn io_cut(&self, op: Op, lba: u64, blocks: u64, cuts: &[usize]) -> Io {
         let mut segments = Vec::new();
         let mut at = 0;
-        if matches!(op, Op::Read | Op::Write) {
+        if matches!(op, Op::Read | Op::Write | Op::CompareAndWrite) {
             for len in cuts.iter().copied() {
                 segments.push(self.segment(at, len));
                 at += len;
@@ -118,6 +122,18 @@ pub async fn read(channel: &dyn Channel, block_size: u32, lba: u64, blocks: u64)
 /// Writes `bytes`, whole blocks of `block_size` bytes.
 pub async fn write(channel: &dyn Channel, block_size: u32, lba: u64, bytes: &[u8]) -> Result<(), Error> {
     run(channel, Buffer::with(bytes).io(Op::Write, lba, bytes.len() as u64 / u64::from(block_size))).await
+}
+
+/// Compares whole blocks of `block_size` bytes with `old`, and writes `new` if they are equal.
+pub async fn compare_and_write(
+    channel: &dyn Channel,
+    block_size: u32,
+    lba: u64,
+    old: &[u8],
+    new: &[u8],
+) -> Result<(), Error> {
+    let blocks = old.len() as u64 / u64::from(block_size);
+    run(channel, Buffer::with(&[old, new].concat()).io(Op::CompareAndWrite, lba, blocks)).await
 }
 
 /// Runs all `futures` together; their outputs in order.

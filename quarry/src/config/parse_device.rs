@@ -29,12 +29,13 @@ const DIRECT: [(&str, Direct); 3] = [("auto", Direct::Auto), ("on", Direct::On),
 const HUGE_PAGES: [(&str, HugePages); 3] =
     [("auto", HugePages::Auto), ("on", HugePages::On), ("off", HugePages::Off)];
 
-const OPERATIONS: [(&str, Ops); 5] = [
+const OPERATIONS: [(&str, Ops); 6] = [
     ("read", Ops::READ),
     ("write", Ops::WRITE),
     ("flush", Ops::FLUSH),
     ("discard", Ops::DISCARD),
     ("write_zeroes", Ops::WRITE_ZEROES),
+    ("compare_and_write", Ops::COMPARE_AND_WRITE),
 ];
 
 /// Errors that a fault rule can name.

@@ -13,6 +13,8 @@ pub fn geometry(suite: &Suite) {
     assert!(info.preferred_granularity.is_power_of_two(), "{info:?}");
     assert!(info.atomic_write_blocks >= 1 && info.discard_granularity >= 1, "{info:?}");
     assert!(info.size() / u64::from(info.block_size) == info.blocks, "the size fits 64 bits: {info:?}");
+    let compares = info.abilities.contains(Abilities::COMPARE_AND_WRITE);
+    assert_eq!(info.compare_and_write_blocks > 0, compares, "{info:?}");
     if info.abilities.contains(Abilities::DISCARD_ZEROES) {
         assert!(info.abilities.contains(Abilities::DISCARD), "{info:?}");
     }
@@ -89,7 +91,7 @@ pub fn read_only(suite: &Suite) {
     let fixture = suite.open();
     let one = Buffer::new(fixture.bytes(1));
     if !fixture.has(Abilities::WRITE) {
-        for op in [Op::Write, Op::WriteZeroes, Op::Discard] {
+        for op in [Op::Write, Op::WriteZeroes, Op::Discard, Op::CompareAndWrite] {
             assert_eq!(kind(&fixture, one.io(op, 0, 1)), Some(ErrorKind::ReadOnly), "{op:?}");
         }
         return;
@@ -99,5 +101,9 @@ pub fn read_only(suite: &Suite) {
     }
     if !fixture.has(Abilities::WRITE_ZEROES) {
         assert_eq!(kind(&fixture, plain(Op::WriteZeroes, 0, 1)), Some(ErrorKind::Unsupported));
+    }
+    if !fixture.has(Abilities::COMPARE_AND_WRITE) {
+        let two = Buffer::new(fixture.bytes(2));
+        assert_eq!(kind(&fixture, two.io(Op::CompareAndWrite, 0, 1)), Some(ErrorKind::Unsupported));
     }
 }

@@ -20,6 +20,8 @@ bitflags::bitflags! {
         const DISCARD = 1 << 3;
         /// [`Op::WriteZeroes`].
         const WRITE_ZEROES = 1 << 4;
+        /// [`Op::CompareAndWrite`].
+        const COMPARE_AND_WRITE = 1 << 5;
     }
 }
 
@@ -31,6 +33,7 @@ impl From<Op> for Ops {
             Op::Flush => Self::FLUSH,
             Op::Discard => Self::DISCARD,
             Op::WriteZeroes => Self::WRITE_ZEROES,
+            Op::CompareAndWrite => Self::COMPARE_AND_WRITE,
         }
     }
 }
