@@ -7,6 +7,7 @@
 mod fixed;
 mod ops;
 mod parker;
+mod remote;
 mod ring;
 mod timers;
 
@@ -28,11 +29,13 @@ use rustix::event::EventfdFlags;
 use fixed::Fixed;
 use ops::{Effect, OpId, Ops};
 use parker::ParkFlag;
+use remote::Remote;
 use ring::Ring;
 use timers::Timers;
 
 pub use fixed::{FIXED_PIECE, MAX_FIXED_PIECES, MemoryRegion};
 pub use ops::{OnDrop, RingOp};
+pub use remote::{RemoteOp, Ticket};
 pub use timers::Sleep;
 
 /// User data of a cancellation, whose own result does not matter.
@@ -52,6 +55,7 @@ struct Inner {
     ring: RefCell<Ring>,
     fixed: Fixed,
     ops: RefCell<Ops>,
+    remote: Remote,
     timers: RefCell<Timers>,
     bell: Arc<Bell>,
     /// The kernel polls the bell's eventfd for us.
@@ -77,12 +81,14 @@ impl Reactor {
     fn build(entries: u32, fixed_pieces: u32) -> io::Result<Self> {
         let ring = Ring::new(entries)?;
         let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let bell = Arc::new(Bell { flag: ParkFlag::new(), eventfd });
         Ok(Self(Rc::new(Inner {
             fixed: Fixed::new(&ring, fixed_pieces),
+            remote: Remote::new(Unparker(bell.clone())),
             ring: RefCell::new(ring),
             ops: RefCell::new(Ops::new(entries as usize)),
             timers: RefCell::default(),
-            bell: Arc::new(Bell { flag: ParkFlag::new(), eventfd }),
+            bell,
             bell_armed: Cell::new(false),
         })))
     }
@@ -98,7 +104,7 @@ impl Reactor {
     /// The rest of a turn: what is there without entering the kernel, as after [`Reactor::park`]. Returns how many events
     /// there were.
     pub fn reap(&self) -> usize {
-        self.0.reap() + self.0.fire_timers()
+        self.0.reap() + self.0.remote.turn() + self.0.fire_timers()
     }
 
     /// Sleeps until an io_uring completion, a timer, an [`Unparker::unpark`] or `max`. What happened is for the
@@ -182,9 +188,19 @@ impl Reactor {
         drop(unsafe { self.submit_or(entry, keep, OnDrop { cancel: false, ended }) });
     }
 
-    /// Operations that were submitted and that the kernel has not completed, cancelled ones included.
+    /// Starts an operation that another thread completes, a library's for example, by the [`Ticket`] that `start` gets.
+    /// `keep` is what the library uses meanwhile; it moves with the future, so the library may know only what it points to.
+    ///
+    /// If the future is dropped early, then the operation goes on, and `keep` lives until it ends; nobody waits for that.
+    /// So `keep` holds nothing of a guest's.
+    pub fn remote<K: 'static>(&self, keep: K, start: impl FnOnce(Ticket, &mut K)) -> RemoteOp<K> {
+        RemoteOp::new(self.0.clone(), keep, start)
+    }
+
+    /// Operations that were submitted and that the kernel has not completed, cancelled ones included; and those that other
+    /// threads have and somebody waits for.
     pub fn in_flight(&self) -> usize {
-        self.0.ops.borrow().in_kernel()
+        self.0.ops.borrow().in_kernel() + self.0.remote.waited_for()
     }
 
     /// Runs `future` and this reactor until the future ends: for tests, tools and control threads.
@@ -268,21 +284,31 @@ impl Drop for Inner {
         let deadline = Instant::now() + LAST_WAIT;
         loop {
             self.reap();
-            let left = self.ops.borrow().in_kernel();
+            self.remote.turn();
+            let left = self.ops.borrow().in_kernel() + self.remote.in_flight();
             if left == 0 {
-                return;
+                break;
             }
             if Instant::now() >= deadline {
-                tracing::error!(
-                    left,
-                    "the kernel does not give up I/Os of a closed reactor: their memory is leaked"
-                );
-                // The kernel may write to it at any time.
+                tracing::error!(left, "I/Os of a closed reactor do not end: their memory is leaked");
+                // The kernel, or a library, may write to it at any time.
                 std::mem::forget(self.ops.replace(Ops::new(0)));
-                return;
+                self.remote.forget();
+                break;
             }
-            self.ring.borrow_mut().wait(Duration::from_millis(50));
+            self.ring.borrow_mut().wait(Duration::from_millis(if self.remote.in_flight() > 0 {
+                1
+            } else {
+                50
+            }));
         }
+        self.remote.close();
+    }
+}
+
+impl remote::Wake for Unparker {
+    fn wake(&self) {
+        self.unpark();
     }
 }
 

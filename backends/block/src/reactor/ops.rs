@@ -13,7 +13,7 @@ pub(super) struct OpId(pub(super) u64);
 
 impl OpId {
     /// Beyond all slots.
-    const NONE: Self = Self(u64::MAX);
+    pub(super) const NONE: Self = Self(u64::MAX);
 
     fn new(generation: u32, slot: u32) -> Self {
         Self(u64::from(generation) << 32 | u64::from(slot))
@@ -32,7 +32,7 @@ impl OpId {
 const MAX_SLOTS: u32 = 1 << 24;
 const NO_SLOT: u32 = u32::MAX;
 
-enum Slot {
+pub(super) enum Slot {
     /// The next free slot, or [`NO_SLOT`].
     Free(u32),
     /// The kernel has it, and perhaps a future waits.
@@ -63,11 +63,12 @@ pub(super) struct Ops {
     slots: Vec<(u32, Slot)>,
     free: u32,
     in_kernel: usize,
+    orphans: usize,
 }
 
 impl Ops {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { slots: Vec::with_capacity(capacity), free: NO_SLOT, in_kernel: 0 }
+        Self { slots: Vec::with_capacity(capacity), free: NO_SLOT, in_kernel: 0, orphans: 0 }
     }
 
     /// Operations that the kernel has or that wait to be handed to it.
@@ -75,7 +76,12 @@ impl Ops {
         self.in_kernel
     }
 
-    fn insert(&mut self) -> Option<OpId> {
+    /// Those of them whose futures are gone.
+    pub(super) fn orphans(&self) -> usize {
+        self.orphans
+    }
+
+    pub(super) fn insert(&mut self) -> Option<OpId> {
         let slot = if self.free == NO_SLOT {
             let slot = u32::try_from(self.slots.len()).ok().filter(|slot| *slot < MAX_SLOTS)?;
             self.slots.push((0, Slot::Waiting(None)));
@@ -119,6 +125,7 @@ impl Ops {
             }
             Some(Slot::Orphan(_)) => {
                 self.in_kernel -= 1;
+                self.orphans -= 1;
                 match self.release(id) {
                     Some(Slot::Orphan(ended)) => Effect::End(ended, result),
                     _ => Effect::Nothing,
@@ -132,7 +139,7 @@ impl Ops {
     }
 
     /// The result if there is one; else remembers `waker`, giving back the one before.
-    fn poll(&mut self, id: OpId, waker: &Waker) -> Result<i32, Option<Waker>> {
+    pub(super) fn poll(&mut self, id: OpId, waker: &Waker) -> Result<i32, Option<Waker>> {
         match self.get(id) {
             Some(Slot::Done(result)) => {
                 let result = *result;
@@ -147,13 +154,20 @@ impl Ops {
 
     /// The future of `id` is dropped. If the kernel still has the operation then `keep` is put away, and the
     /// slot's former contents come back, to be dropped outside of any borrow. If not, then what `keep` is to hear.
-    fn orphan<K: 'static>(&mut self, id: OpId, keep: &mut Option<K>, ended: fn(K, i32)) -> Orphaned {
+    pub(super) fn orphan<K: 'static>(
+        &mut self,
+        id: OpId,
+        keep: &mut Option<K>,
+        ended: fn(K, i32),
+    ) -> Orphaned {
         match self.get(id) {
             Some(slot @ Slot::Waiting(_)) => {
                 let keep = keep.take();
                 // An allocation, but only when something is cancelled.
                 let ended = Box::new(move |result| keep.into_iter().for_each(|keep| ended(keep, result)));
-                Orphaned::Waits(std::mem::replace(slot, Slot::Orphan(ended)))
+                let waiting = std::mem::replace(slot, Slot::Orphan(ended));
+                self.orphans += 1;
+                Orphaned::Waits(waiting)
             }
             Some(Slot::Done(result)) => {
                 let result = *result;
@@ -166,7 +180,7 @@ impl Ops {
 }
 
 /// What became of an operation whose future is dropped.
-enum Orphaned {
+pub(super) enum Orphaned {
     /// The kernel has it. What was in its slot.
     Waits(#[expect(dead_code, reason = "dropped by whoever gets it")] Slot),
     Ended(i32),

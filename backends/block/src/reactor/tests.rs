@@ -231,3 +231,72 @@ fn a_waker_may_use_the_reactor() {
     assert!(reenters.0.lock().unwrap().is_some());
     REACTOR.set(None);
 }
+
+#[test]
+fn other_threads_complete_operations_and_end_a_sleep() {
+    let reactor = Reactor::new(8).unwrap();
+    let (tickets, taken) = std::sync::mpsc::channel::<(super::Ticket, i32)>();
+    let library = std::thread::spawn(move || {
+        while let Ok((ticket, result)) = taken.recv() {
+            ticket.complete(result);
+        }
+    });
+    for round in 0..1000 {
+        let ops: Vec<_> = (0..4)
+            .map(|n| {
+                reactor.remote(Box::new(n), |ticket, keep| {
+                    tickets.send((ticket, round * 10 + **keep)).unwrap();
+                })
+            })
+            .collect();
+        assert!(reactor.in_flight() <= 4);
+        for (n, op) in (0..).zip(ops) {
+            assert_eq!(reactor.block_on(op), (round * 10 + n, Box::new(n)));
+        }
+        assert_eq!(reactor.in_flight(), 0);
+    }
+    drop(tickets);
+    library.join().unwrap();
+}
+
+#[test]
+fn an_abandoned_operation_keeps_its_memory_and_counts_no_more() {
+    let reactor = Reactor::new(8).unwrap();
+    let memory = Rc::new(());
+    let mut ticket = None;
+    let op = reactor.remote(memory.clone(), |given, _| ticket = Some(given));
+    assert_eq!(reactor.in_flight(), 1);
+    drop(op);
+    assert_eq!((reactor.in_flight(), Rc::strong_count(&memory)), (0, 2));
+    // As it goes through a C library.
+    let raw = ticket.unwrap().into_raw();
+    reactor.turn();
+    assert_eq!(Rc::strong_count(&memory), 2);
+    // SAFETY: from `into_raw`, once.
+    unsafe { super::Ticket::from_raw(raw) }.complete(0);
+    assert_eq!(reactor.turn(), 1);
+    assert_eq!(Rc::strong_count(&memory), 1);
+    // A ticket that is dropped completes as well.
+    let op = reactor.remote((), |ticket, ()| drop(ticket));
+    assert_eq!(reactor.block_on(op).0, -libc::ECANCELED);
+}
+
+#[test]
+fn a_reactor_that_ends_waits_for_abandoned_operations_and_later_completions_harm_nobody() {
+    let reactor = Reactor::new(8).unwrap();
+    let (memory, mut tickets) = (Rc::new(()), Vec::new());
+    for _ in 0..2 {
+        drop(reactor.remote(memory.clone(), |ticket, _| tickets.push(ticket)));
+    }
+    let late = tickets.pop().unwrap();
+    let ended = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        tickets.clear();
+    });
+    drop(reactor);
+    ended.join().unwrap();
+    // One has ended and was let go of; the other never came, so that its memory is leaked.
+    assert_eq!(Rc::strong_count(&memory), 2);
+    late.complete(0);
+    assert_eq!(Rc::strong_count(&memory), 2);
+}
