@@ -1,6 +1,7 @@
-//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `bench`, `check`, `ci`.
+//! The project's tasks: `cargo xtask setup`, `demo`, `ceph`, `test`, `bench`, `check`, `ci`.
 
 mod bench;
+mod ceph;
 mod ci;
 mod demo;
 mod process;
@@ -23,9 +24,9 @@ struct Arguments {
 enum Task {
     /// Brings what a fresh machine lacks, and says what was already there
     ///
-    /// Debian packages (as root), cargo-nextest, cargo-fuzz, and everything that the test guest is made of: a QEMU with
-    /// vfio-user, firmware, a kernel, a root image, a bootable disk. Those are made of Debian's packages below
-    /// target/guest; nothing of them is installed. A second setup does nothing and is instant.
+    /// Debian packages (as root), Ceph's among them, cargo-nextest, cargo-fuzz, and everything that the test guest is
+    /// made of: a QEMU with vfio-user, firmware, a kernel, a root image, a bootable disk. Those are made of Debian's
+    /// packages below target/guest; nothing of them is installed. A second setup does nothing and is instant.
     Setup,
     /// Boots a virtual machine on a disk that Quarry serves, and measures the disk in it
     ///
@@ -34,6 +35,9 @@ enum Task {
     /// its data intact. Uses KVM where KVM really works; elsewhere QEMU emulates the CPU, and the guest is the
     /// bottleneck.
     Demo(demo::Demo),
+    /// A Ceph cluster on this machine to try things on: up, status, shell, down
+    #[command(subcommand)]
+    Ceph(ceph::Ceph),
     /// Runs every test: crates, guests, documentation, loom models, fuzz targets
     ///
     /// Ends with one line, "N passed, N failed". What cannot run on this machine is counted as skipped, or as failed
@@ -55,6 +59,7 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Setup => setup::everything(),
         Task::Demo(demo) => demo.run(),
+        Task::Ceph(ceph) => ceph.run(),
         Task::Test(test) => test.run(),
         Task::Bench(bench) => bench.run(),
         Task::Check => ci::check(),

@@ -19,6 +19,9 @@ const PACKAGES: &[&str] = &[
     "valgrind",
 ];
 
+/// What a Ceph cluster on this machine and its clients are.
+const CEPH: &[&str] = &["ceph-common", "ceph-mon", "ceph-osd", "fio", "qemu-block-extra"];
+
 /// The test runner.
 pub const NEXTEST: &str = "cargo-nextest";
 /// What builds and runs fuzz targets.
@@ -27,6 +30,7 @@ pub const FUZZ: &str = "cargo-fuzz";
 /// All that any task needs.
 pub fn everything() -> Result<()> {
     packages()?;
+    ceph()?;
     tool(NEXTEST)?;
     tool(FUZZ)?;
     images().map(drop)
@@ -35,6 +39,11 @@ pub fn everything() -> Result<()> {
 /// Debian packages of the host.
 pub fn packages() -> Result<()> {
     debian(PACKAGES)
+}
+
+/// Debian packages of Ceph.
+pub fn ceph() -> Result<()> {
+    debian(CEPH)
 }
 
 /// Those of `packages` that are missing, where this is Debian and root.

@@ -56,6 +56,7 @@ impl Test {
 
     fn all(&self, tally: &mut Tally) -> Result<()> {
         setup::packages()?;
+        setup::ceph()?;
         setup::tool(setup::NEXTEST)?;
         setup::images()?;
         let quarry = build_quarry()?;
