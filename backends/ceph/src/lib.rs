@@ -10,6 +10,7 @@
 //!
 //! What it leaves out: the formats and protocols of Ceph.
 
+mod abandoned;
 mod budget;
 mod buffers;
 mod cluster;

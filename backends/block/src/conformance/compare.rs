@@ -35,7 +35,7 @@ fn writes_what_matches(fixture: &Fixture) {
                 let mut other = old.to_vec();
                 other[at] ^= 1;
                 let error = cas(channel, block_size, 1, &other, &new).await.expect_err("a mismatch");
-                assert_eq!(error.kind(), ErrorKind::CompareMismatch);
+                assert_eq!(error.kind(), ErrorKind::CompareMismatch, "{at} of {len}");
                 let found = read(channel, block_size, 0, blocks + 2).await.expect("read");
                 assert!(found == around, "a mismatch wrote something");
             }

@@ -113,6 +113,11 @@ impl<K> RemoteOp<K> {
     pub fn keep(&self) -> Option<&K> {
         self.keep.as_ref()
     }
+
+    /// The same, to be changed: before it is abandoned, for example.
+    pub fn keep_mut(&mut self) -> Option<&mut K> {
+        self.keep.as_mut()
+    }
 }
 
 impl<K> Future for RemoteOp<K> {

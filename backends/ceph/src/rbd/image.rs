@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use block::{Error, Info, Listeners, Op};
 
+use crate::abandoned::Abandoned;
 use crate::budget::Budget;
 use crate::cluster::{Foreign, Pool};
 use crate::error::of_io;
@@ -18,6 +19,7 @@ pub(crate) struct Image {
     pub(super) rbd: &'static Rbd,
     pub(super) handle: Foreign,
     pub(super) budget: Budget,
+    pub(super) abandoned: Abandoned,
     /// Acknowledged writes are in librbd's memory only.
     pub(super) writes_back: bool,
     /// Bytes in an object, in whose pieces large discards are done.
@@ -58,6 +60,7 @@ impl Image {
             rbd,
             handle: Foreign(handle),
             budget: Budget::new(found.in_flight),
+            abandoned: Abandoned::default(),
             writes_back: found.writes_back,
             object_size: found.object_size,
             identity: found.identity,

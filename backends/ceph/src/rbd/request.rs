@@ -15,6 +15,7 @@ use libc::iovec;
 
 use super::channel::Shared;
 use super::image::Image;
+use crate::abandoned::{Abandoned, Gone, Range};
 use crate::budget::{Budget, Wait};
 use crate::buffers::Buffers;
 use crate::ffi::{self, Errno, RbdCompletion};
@@ -59,8 +60,14 @@ impl Resources {
     }
 }
 
-/// The image's budget, for who waits for it.
+/// The image's, for who waits.
 struct OfImage(Rc<Resources>);
+
+impl AsRef<Abandoned> for OfImage {
+    fn as_ref(&self) -> &Abandoned {
+        &self.0.image.abandoned
+    }
+}
 
 impl AsRef<Budget> for OfImage {
     fn as_ref(&self) -> &Budget {
@@ -73,10 +80,15 @@ struct Keep {
     resources: Rc<Resources>,
     cost: u64,
     buffer: Option<AlignedBuf>,
+    /// Nobody waits for it any more, but it changes the image.
+    abandoned: Option<u64>,
 }
 
 impl Drop for Keep {
     fn drop(&mut self) {
+        if let Some(id) = self.abandoned {
+            self.resources.image.abandoned.end(id);
+        }
         if let Some(buffer) = self.buffer.take() {
             self.resources.buffers.give(buffer);
         }
@@ -95,7 +107,12 @@ pub(super) struct Request {
 
 enum State {
     New,
+    /// For what was abandoned before on these blocks.
+    WaitsForTurn(Gone<OfImage>),
+    /// For the budget.
     Waits(Wait<OfImage>),
+    /// Its cost was taken.
+    Paid,
     Runs(RemoteOp<Keep>),
 }
 
@@ -110,7 +127,7 @@ impl Request {
     /// Gives it to librbd, once its cost was taken from the budget.
     fn start(shared: &Shared, io: &Io, call: Call, cost: u64) -> Result<RemoteOp<Keep>, Error> {
         let resources = &shared.resources;
-        let mut keep = Keep { resources: resources.clone(), cost, buffer: None };
+        let mut keep = Keep { resources: resources.clone(), cost, buffer: None, abandoned: None };
         let bytes = io.bytes() as usize;
         match call {
             Call::Read => keep.buffer = Some(resources.buffers.take(bytes)?),
@@ -153,19 +170,37 @@ impl Future for Request {
         let this = &mut *self;
         let Some(io) = &this.io else { return Poll::Pending };
         loop {
-            let result = match &mut this.state {
-                State::New => {
-                    let resources = &this.shared.resources;
-                    let cost = CALL + io.bytes();
-                    if !resources.image.budget.take(cost) {
-                        this.state = State::Waits(Budget::wait(OfImage(resources.clone()), cost));
-                        continue;
-                    }
-                    Self::start(&this.shared, io, this.call, cost)
+            let resources = &this.shared.resources;
+            let cost = CALL + io.bytes();
+            let next = match &mut this.state {
+                State::New if resources.image.abandoned.any() => {
+                    let range = range(&resources.image, io, this.call);
+                    State::WaitsForTurn(Abandoned::gone(OfImage(resources.clone()), range))
                 }
+                State::New if resources.image.budget.take(cost) => State::Paid,
+                State::New => State::Waits(Budget::wait(OfImage(resources.clone()), cost)),
+                State::WaitsForTurn(gone) => match Pin::new(gone).poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(()) if resources.image.budget.take(cost) => State::Paid,
+                    Poll::Ready(()) => State::Waits(Budget::wait(OfImage(resources.clone()), cost)),
+                },
                 State::Waits(wait) => match Pin::new(wait).poll(cx) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(()) => Self::start(&this.shared, io, this.call, CALL + io.bytes()),
+                    // Meanwhile something may have been abandoned.
+                    Poll::Ready(()) if resources.image.abandoned.any() => {
+                        resources.image.budget.give(cost);
+                        State::New
+                    }
+                    Poll::Ready(()) => State::Paid,
+                },
+                State::Paid => match Self::start(&this.shared, io, this.call, cost) {
+                    Ok(op) => State::Runs(op),
+                    Err(error) => {
+                        return this
+                            .io
+                            .take()
+                            .map_or(Poll::Pending, |io| Poll::Ready(io.complete(Err(error))));
+                    }
                 },
                 State::Runs(op) => match Pin::new(op).poll(cx) {
                     Poll::Pending => return Poll::Pending,
@@ -176,13 +211,30 @@ impl Future for Request {
                     }
                 },
             };
-            match result {
-                Ok(op) => this.state = State::Runs(op),
-                Err(error) => {
-                    return this.io.take().map_or(Poll::Pending, |io| Poll::Ready(io.complete(Err(error))));
-                }
-            }
+            this.state = next;
         }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let (Some(io), State::Runs(op)) = (&self.io, &mut self.state) else { return };
+        if let Some(keep) = op.keep_mut()
+            && !matches!(self.call, Call::Read | Call::Flush)
+        {
+            let image = &self.shared.resources.image;
+            keep.abandoned = Some(image.abandoned.begin(range(image, io, self.call)));
+        }
+    }
+}
+
+/// The bytes that a call is about; of none, none.
+fn range(image: &Image, io: &Io, call: Call) -> Range {
+    let block = u64::from(image.info().block_size);
+    match call {
+        Call::Flush => (0, 0),
+        Call::Read | Call::Write | Call::CompareAndWrite => (io.lba * block, (io.lba + io.blocks) * block),
+        Call::Discard { at, len } | Call::WriteZeroes { at, len, .. } => (at, at + len),
     }
 }
 
