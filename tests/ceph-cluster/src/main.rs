@@ -63,7 +63,11 @@ impl Run {
     fn run(&self) -> Result<ExitCode> {
         let cluster = self.builder().start()?;
         let (program, args) = self.command.split_first().context("no command")?;
-        let status = cluster.command(program).args(args).status().with_context(|| program.clone());
+        let mut command = cluster.command(program);
+        command.args(args);
+        // It must not go on without its cluster.
+        let status =
+            qemu_configs::spawn(command).and_then(|mut child| child.wait()).with_context(|| program.clone());
         cluster.stop()?;
         let status = status?;
         // As a shell tells of a signal.

@@ -12,6 +12,7 @@ use std::fmt::Write;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub fn start(builder: Builder, life: Life) -> Result<Cluster> {
     for name in ["run", "log"] {
         fs::create_dir(directory.join(name))?;
     }
+    // Debian 13's Ceph looks for its object classes (`osd_class_dir`) in lib/…, as seen from where it runs.
+    symlink("/lib", directory.join("lib"))?;
     fs::write(directory.join("ceph.conf"), builder.conf(&directory, &fsid, port)?)?;
     conf::write_keyring(&directory.join("keyring"), &builder)?;
     let daemon = |name: String| Daemon::new(name, &directory, life);
