@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use block::Reactor;
 use block_memory::NullDevice;
@@ -18,7 +19,7 @@ const IOVA: u64 = 0x1_0000_0000;
 const MEMORY: usize = 16 << 20;
 
 /// Guest memory in a table of `regions` regions of equal size.
-fn guest(regions: usize) -> (std::sync::Arc<Arena>, DmaSpace) {
+fn guest(regions: usize) -> (Arc<Arena>, DmaSpace) {
     let arena = Arena::new(MEMORY, IOVA).expect("memory");
     let space = DmaSpace::new();
     let size = MEMORY / regions;
@@ -45,7 +46,7 @@ fn read(buffer: &DmaBuffer, bytes: usize, sgl: bool) -> (Command, Option<Prps>) 
 fn decode(c: &mut Criterion) {
     let reactor = Reactor::new(8).expect("a reactor");
     let device = NullDevice::new(1 << 30).expect("a device");
-    let decoder = Decoder::new(&device, &reactor).expect("a channel");
+    let decoder = Decoder::new(Arc::new(device), &reactor).expect("a channel");
     let (arena, _) = guest(1);
     let buffer = arena.alloc(PAGE).expect("memory");
     let (command, _prps) = read(&buffer, PAGE, false);

@@ -208,8 +208,15 @@ impl Engine {
         if self.namespaces.len() <= at {
             self.namespaces.resize_with(at + 1, || None);
         }
-        self.namespaces[at] = self.shared.subsystem.namespace(nsid).and_then(|namespace| {
-            OpenNamespace::open(&namespace, &self.reactor)
+        let present = self.shared.subsystem.namespace(nsid);
+        // A channel that is there goes on: only the device's geometry is another.
+        if let (Some(open), Some(present)) = (&mut self.namespaces[at], &present)
+            && Arc::ptr_eq(&open.namespace, present)
+        {
+            return open.refresh();
+        }
+        self.namespaces[at] = present.and_then(|namespace| {
+            OpenNamespace::open(namespace, &self.reactor)
                 .inspect_err(|error| tracing::error!(nsid, %error, "cannot open a channel to the namespace"))
                 .ok()
         });

@@ -9,9 +9,10 @@ use nvme_spec::status::Status;
 use vfio_user_server::{Access, DmaFault, DmaTable, Hint};
 
 use crate::doorbells::Doorbells;
-use crate::limits::{Limiter, Limits};
+use crate::limits::Limits;
 use crate::nvm::{self, OpenNamespace};
 use crate::queue::{self, CompletionQueue};
+use crate::subsystem::{Namespace, NamespaceConfig};
 use crate::transfer::{self, Transfer};
 
 /// Decodes commands for a namespace.
@@ -22,17 +23,10 @@ impl Decoder {
     ///
     /// # Errors
     /// The device gives no channel.
-    pub fn new(device: &dyn Device, reactor: &Reactor) -> Result<Self, block::Error> {
-        let channel: std::rc::Rc<dyn block::Channel> = device.channel(reactor)?.into();
-        let keeps_segments = channel.keeps_segments();
-        Ok(Self(OpenNamespace {
-            channel,
-            info: device.info(),
-            read_only: false,
-            keeps_segments,
-            prefetches: false,
-            limiter: Arc::new(Limiter::new(Limits::default())),
-        }))
+    pub fn new(device: Arc<dyn Device>, reactor: &Reactor) -> Result<Self, block::Error> {
+        let limits = Limits::default();
+        let config = NamespaceConfig { nsid: None, device, uuid: [0; 16], read_only: false, limits };
+        OpenNamespace::open(Arc::new(Namespace::new(1, config)), reactor).map(Self)
     }
 
     /// Bytes of a read or write, or the status of a command that is none.

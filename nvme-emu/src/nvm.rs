@@ -2,7 +2,7 @@
 
 use block::future::yield_now;
 use block::io::Guard;
-use block::{Abilities, Channel, Error, Flags, Info, Io, Op, Submission};
+use block::{Channel, Error, Flags, Info, Io, Op, Submission};
 use nvme_spec::command::{Command, Fuse};
 use nvme_spec::nvm::{DsmCdw10, DsmCdw11, DsmRange, IoCdw12};
 use nvme_spec::opcode::NvmOpcode;
@@ -15,7 +15,9 @@ use crate::subsystem::Namespace;
 
 /// A namespace as one worker sees it: its own channel.
 pub(crate) struct OpenNamespace {
+    pub(crate) namespace: Arc<Namespace>,
     pub(crate) channel: Rc<dyn Channel>,
+    /// Of the device as this worker last heard of it.
     pub(crate) info: Info,
     pub(crate) read_only: bool,
     /// Its `Io`s need a guard.
@@ -27,13 +29,32 @@ pub(crate) struct OpenNamespace {
 
 impl OpenNamespace {
     /// Opens a channel of the calling reactor.
-    pub(crate) fn open(namespace: &Namespace, reactor: &block::Reactor) -> Result<Self, Error> {
+    pub(crate) fn open(namespace: Arc<Namespace>, reactor: &block::Reactor) -> Result<Self, Error> {
         let channel = namespace.device.channel(reactor)?;
         let info = namespace.device.info();
-        let read_only = namespace.read_only || !info.abilities.contains(Abilities::WRITE);
+        let read_only = namespace.is_read_only(&info);
         let (keeps_segments, prefetches) = (channel.keeps_segments(), channel.prefetches());
         let limiter = namespace.limiter.clone();
-        Ok(Self { channel: channel.into(), info, read_only, keeps_segments, prefetches, limiter })
+        Ok(Self { namespace, channel: channel.into(), info, read_only, keeps_segments, prefetches, limiter })
+    }
+
+    /// The device has changed.
+    pub(crate) fn refresh(&mut self) {
+        self.info = self.namespace.device.info();
+        self.read_only = self.namespace.is_read_only(&self.info);
+    }
+
+    /// Whether there are such blocks.
+    #[inline(always)]
+    fn has(&self, lba: u64, blocks: u64) -> bool {
+        lba.checked_add(blocks).is_some_and(|end| end <= self.info.blocks || self.has_grown_to(end))
+    }
+
+    /// The host may have seen the device's new size before this worker heard of it. (What has become smaller answers
+    /// by itself.)
+    #[cold]
+    fn has_grown_to(&self, end: u64) -> bool {
+        end <= self.namespace.device.info().blocks
     }
 }
 
@@ -97,7 +118,7 @@ pub(crate) fn blocks(
         return Err(Status::INVALID_FIELD_IN_COMMAND.with_dnr());
     }
     let (lba, blocks) = (command.slba(), u64::from(dword.blocks()));
-    if lba.checked_add(blocks).is_none_or(|end| end > namespace.info.blocks) {
+    if !namespace.has(lba, blocks) {
         return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
     }
     // At most 65536 blocks of 65536 bytes: 4 GiB.
@@ -122,10 +143,9 @@ fn dataset_management(command: &Command, namespace: &OpenNamespace) -> Result<Re
 }
 
 /// Checks the ranges of a deallocation: all are in the namespace, or none is touched (NVM 3.2.3).
-pub(crate) fn check_ranges(ranges: &[DsmRange], info: &Info) -> Result<(), Status> {
+pub(crate) fn check_ranges(ranges: &[DsmRange], namespace: &OpenNamespace) -> Result<(), Status> {
     for range in ranges {
-        let (lba, blocks) = (range.slba.get(), u64::from(range.nlb.get()));
-        if lba.checked_add(blocks).is_none_or(|end| end > info.blocks) {
+        if !namespace.has(range.slba.get(), u64::from(range.nlb.get())) {
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr());
         }
     }

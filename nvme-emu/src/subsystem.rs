@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use block::Device;
+use block::{Abilities, Device, Info, Listener};
 use nvme_spec::status::Status;
 
 use crate::limits::{Limiter, Limits};
@@ -56,6 +56,8 @@ pub struct SubsystemError(pub String);
 pub struct Subsystem {
     pub(crate) config: SubsystemConfig,
     state: Mutex<State>,
+    /// For the devices, which must not keep it.
+    me: Weak<Self>,
 }
 
 #[derive(Default)]
@@ -72,6 +74,29 @@ pub(crate) struct Namespace {
     pub(crate) uuid: [u8; 16],
     pub(crate) read_only: bool,
     pub(crate) limiter: Arc<Limiter>,
+    /// What the controllers were told of the device.
+    told: Mutex<Info>,
+}
+
+impl Namespace {
+    pub(crate) fn new(nsid: u32, config: NamespaceConfig) -> Self {
+        let NamespaceConfig { nsid: _, device, uuid, read_only, limits } = config;
+        let told = Mutex::new(device.info());
+        Self { nsid, device, uuid, read_only, limiter: Arc::new(Limiter::new(limits)), told }
+    }
+
+    /// Whether writes are refused.
+    pub(crate) fn is_read_only(&self, info: &Info) -> bool {
+        self.read_only || !info.abilities.contains(Abilities::WRITE)
+    }
+
+    /// Whether the device has changed since the last call.
+    fn take_change(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // Under the lock: of two callers the one who saw the older state must not be the last.
+        let before = std::mem::replace(&mut *told, self.device.info());
+        before != *told
+    }
 }
 
 impl Subsystem {
@@ -89,7 +114,7 @@ impl Subsystem {
         text("NQN", &config.nqn, 223)?;
         text("serial number", &config.serial, 20)?;
         text("model number", &config.model, 40)?;
-        Ok(Arc::new(Self { config, state: Mutex::default() }))
+        Ok(Arc::new_cyclic(|me| Self { config, state: Mutex::default(), me: me.clone() }))
     }
 
     /// Its NVMe Qualified Name.
@@ -98,7 +123,7 @@ impl Subsystem {
     }
 
     /// Adds a namespace, attached to every controller; controllers tell their hosts by an asynchronous
-    /// event. Returns its identifier.
+    /// event, and so they do when its device changes. Returns its identifier.
     pub fn add_namespace(&self, config: NamespaceConfig) -> Result<u32, SubsystemError> {
         let info = config.device.info();
         if !info.block_size.is_power_of_two() || !(512..=65536).contains(&info.block_size) || info.blocks == 0
@@ -125,11 +150,36 @@ impl Subsystem {
                     || SubsystemError(format!("all {MAX_NAMESPACES} namespace identifiers are taken")),
                 )?,
             };
-        let NamespaceConfig { nsid: _, device, uuid, read_only, limits } = config;
-        let limiter = Arc::new(Limiter::new(limits));
-        state.namespaces.insert(nsid, Arc::new(Namespace { nsid, device, uuid, read_only, limiter }));
+        let namespace = Arc::new(Namespace::new(nsid, config));
+        state.namespaces.insert(nsid, namespace.clone());
         announce(&state, nsid);
+        drop(state);
+        self.follow(&namespace);
         Ok(nsid)
+    }
+
+    /// Has the controllers told of changes of a namespace's device.
+    fn follow(&self, namespace: &Arc<Namespace>) {
+        let (subsystem, changed) = (self.me.clone(), Arc::downgrade(namespace));
+        let listener: Listener = Arc::new(move || {
+            if let (Some(subsystem), Some(namespace)) = (subsystem.upgrade(), changed.upgrade()) {
+                subsystem.device_changed(&namespace);
+            }
+        });
+        namespace.device.on_change(listener.clone());
+        listener(); // it may have changed before it knew whom to tell
+    }
+
+    fn device_changed(&self, namespace: &Arc<Namespace>) {
+        if !namespace.take_change() {
+            return;
+        }
+        let state = self.state();
+        // Another one may have its identifier by now.
+        let present = state.namespaces.get(&namespace.nsid);
+        if present.is_some_and(|present| Arc::ptr_eq(present, namespace)) {
+            announce(&state, namespace.nsid);
+        }
     }
 
     /// Removes a namespace. Commands that name it from now on get Invalid Namespace; those in flight end.
@@ -140,11 +190,6 @@ impl Subsystem {
         }
         announce(&state, nsid);
         Ok(())
-    }
-
-    /// Tells the controllers that a namespace's device changed its size.
-    pub fn namespace_changed(&self, nsid: u32) {
-        announce(&self.state(), nsid);
     }
 
     /// Changes the limits of a namespace, at once and for all controllers.

@@ -60,7 +60,7 @@ impl Worker {
         let lowered = self.engine.shared.take_intx_lowered();
         self.turns = self.turns.wrapping_add(1);
         if let Some(home) = &mut self.home
-            && (changed || !self.busy || home.is_active() || self.turns.is_multiple_of(HOME_TURNS))
+            && (changed || busy || !self.busy || home.is_active() || self.turns.is_multiple_of(HOME_TURNS))
         {
             busy |= home.turn(&mut self.engine, changed);
         }

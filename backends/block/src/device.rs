@@ -69,8 +69,9 @@ pub trait Device: Send + Sync + 'static {
     /// Geometry and abilities.
     fn info(&self) -> Info;
 
-    /// Has `listener` called after what [`Self::info`] returns has changed: on any thread, perhaps without a change. It
-    /// is kept as long as the device: it must not keep alive what it tells. A layer passes it on to what is below.
+    /// Has `listener` called after what [`Self::info`] returns has changed: on any thread, perhaps without a change, and
+    /// where it may call [`Self::info`] and drop the device. It is kept as long as the device: it must not keep alive
+    /// what it tells. A layer passes it on to what is below.
     fn on_change(&self, listener: Listener) {
         drop(listener); // the geometry never changes
     }

@@ -55,20 +55,26 @@ impl Events {
         }
     }
 
-    /// A namespace came, went or changed: kept for the log page even if the host wants no notice.
+    /// A namespace came, went or changed: kept for the log page even if the host wants no notice, and told as soon as it
+    /// wants some.
     pub(crate) fn namespace_changed(&mut self, nsid: u32) {
         if self.changed.len() <= CHANGED {
             self.changed.insert(nsid);
         }
-        if self.enabled & NAMESPACE_NOTICES != 0 {
-            self.raise(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED);
-        }
+        self.raise(AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED);
+    }
+
+    /// Whether the host is told of a pending event now.
+    fn is_due(&self, event: AsyncEvent) -> bool {
+        let is_wanted =
+            event != AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED || self.enabled & NAMESPACE_NOTICES != 0;
+        is_wanted && !self.masked.contains(&event.kind())
     }
 
     /// Whether [`Self::next`] has something.
     pub(crate) fn has_next(&self) -> bool {
-        let unmasked = |event: &AsyncEvent| !self.masked.contains(&event.kind());
-        !self.aborted.is_empty() || (!self.requests.is_empty() && self.pending.iter().any(unmasked))
+        !self.aborted.is_empty()
+            || (!self.requests.is_empty() && self.pending.iter().any(|event| self.is_due(*event)))
     }
 
     /// The next request to complete: identifier, status, dword 0.
@@ -79,7 +85,7 @@ impl Events {
         if self.requests.is_empty() {
             return None;
         }
-        let at = self.pending.iter().position(|event| !self.masked.contains(&event.kind()))?;
+        let at = self.pending.iter().position(|event| self.is_due(*event))?;
         let event = self.pending.remove(at)?;
         let cid = self.requests.pop_front()?;
         self.masked.push(event.kind());
@@ -96,7 +102,9 @@ impl Events {
         };
         self.masked.retain(|masked| *masked != kind);
         if page == LogPageId::CHANGED_NAMESPACE_LIST {
+            // Whatever changed until now the host has just read.
             self.changed.clear();
+            self.pending.retain(|event| *event != AsyncEvent::NAMESPACE_ATTRIBUTE_CHANGED);
         }
     }
 
@@ -126,18 +134,38 @@ mod tests {
     }
 
     #[test]
-    fn a_second_namespace_change_is_reported_after_the_log_was_read() {
+    fn each_namespace_change_is_in_the_log_or_told_by_an_event() {
         let mut events = Events { enabled: NAMESPACE_NOTICES, ..Events::default() };
-        events.request(1).unwrap();
-        events.request(2).unwrap();
+        (1..=3).for_each(|cid| events.request(cid).unwrap());
         events.namespace_changed(1);
         assert!(events.next().is_some());
         events.namespace_changed(2);
-        assert_eq!(events.next(), None);
+        assert_eq!(events.next(), None, "masked until the log page is read");
         assert_eq!(events.changed_namespaces(), [1, 2]);
         events.log_page_read(LogPageId::CHANGED_NAMESPACE_LIST);
-        assert!(events.next().is_some());
+        assert_eq!(events.next(), None, "the host has read of both");
         assert!(events.changed_namespaces().is_empty());
+        events.namespace_changed(2);
+        assert!(events.next().is_some());
+        assert_eq!(events.changed_namespaces(), [2]);
+    }
+
+    #[test]
+    fn a_change_before_notices_are_wanted_is_told_when_they_are() {
+        let mut events = Events::default();
+        events.namespace_changed(1);
+        events.request(1).unwrap();
+        assert!(!events.has_next() && events.next().is_none());
+        events.enabled = NAMESPACE_NOTICES;
+        assert!(events.has_next() && events.next().is_some());
+
+        // Who has read the log needs no event.
+        let mut events = Events::default();
+        events.namespace_changed(1);
+        events.log_page_read(LogPageId::CHANGED_NAMESPACE_LIST);
+        events.enabled = NAMESPACE_NOTICES;
+        events.request(1).unwrap();
+        assert!(!events.has_next());
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn is_shared(shared: &Shared) -> bool {
 }
 
 fn is_read_only(namespace: &Namespace) -> bool {
-    namespace.read_only || !namespace.device.info().abilities.contains(Abilities::WRITE)
+    namespace.is_read_only(&namespace.device.info())
 }
 
 fn controller_data(shared: &Shared) -> IdentifyController {

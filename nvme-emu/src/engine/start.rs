@@ -258,7 +258,7 @@ impl<'a> Launcher<'a> {
                 self.resolve(command, n * size_of::<DsmRange>(), Access::Read)?;
                 // Copied: the guest's memory is not touched again.
                 transfer::read_from_host(self.storage, ranges.as_mut_bytes());
-                nvm::check_ranges(&ranges, &namespace.info).map_err(TransferError::from)?;
+                nvm::check_ranges(&ranges, namespace).map_err(TransferError::from)?;
                 let can_discard = namespace.info.abilities.contains(Abilities::DISCARD);
                 let guard = self.guard.hold_for(self.memory.snapshot());
                 let work = nvm::deallocate(namespace.channel.clone(), can_discard, ranges, io_tag, guard);

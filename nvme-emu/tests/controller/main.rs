@@ -7,6 +7,7 @@ mod interrupts;
 mod intx;
 mod moves;
 mod operation;
+mod resize;
 mod rig;
 mod rules;
 mod shadow;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block::{Device, Reactor};
-use nvme_emu::{Controller, ControllerConfig, Limits, NamespaceConfig, Subsystem, SubsystemConfig, Worker};
+use nvme_emu::{
+    Controller, ControllerConfig, Limits, NamespaceConfig, Subsystem, SubsystemConfig, Worker, WorkerSeed,
+};
 use nvme_spec::command::{Command, Completion, DataPointer};
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
 use nvme_spec::registers::{ACQ, AQA, ASQ, CC, CSTS, Csts, doorbell_offset};
@@ -73,6 +75,17 @@ impl Rig {
             subsystem.add_namespace(config).unwrap();
         }
         let (controller, seeds) = Controller::new(subsystem.clone(), config).unwrap();
+        Self::of(subsystem, controller, seeds)
+    }
+
+    /// Another host, with another controller of the same subsystem, enabled.
+    pub fn beside(&self, controller: Arc<Controller>, seeds: Vec<WorkerSeed>) -> Self {
+        let mut rig = Self::of(self.subsystem.clone(), controller, seeds);
+        rig.enable();
+        rig
+    }
+
+    fn of(subsystem: Arc<Subsystem>, controller: Arc<Controller>, seeds: Vec<WorkerSeed>) -> Self {
         let reactor = Reactor::new(64).unwrap();
         let workers = seeds.into_iter().map(|seed| seed.start(&reactor)).collect();
         let memory = rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();

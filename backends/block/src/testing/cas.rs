@@ -31,9 +31,14 @@ impl CasDevice {
 
     /// Changes the size, as somebody else does who resizes a volume; then calls the listeners. What is new is zeroes.
     pub fn set_blocks(&self, blocks: u64) {
+        self.set_blocks_untold(blocks);
+        self.shared.listeners.call();
+    }
+
+    /// The same for the moment before the listeners hear of it.
+    pub fn set_blocks_untold(&self, blocks: u64) {
         let size = blocks as usize * self.shared.info.block_size as usize;
         self.shared.lock().resize(size, 0);
-        self.shared.listeners.call();
     }
 
     /// Calls the listeners though nothing has changed.
