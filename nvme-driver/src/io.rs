@@ -1,5 +1,6 @@
 //! Commands of the NVM command set, ready to push.
 
+use nvme_spec::command::Fuse;
 use nvme_spec::nvm::{DsmCdw10, DsmCdw11, IoCdw12};
 use nvme_spec::{Command, NvmOpcode};
 
@@ -29,6 +30,25 @@ pub fn read(nsid: u32, slba: u64, blocks: u32, data: Data) -> Command {
 /// Write of `blocks` (1 to 65536) logical blocks.
 pub fn write(nsid: u32, slba: u64, blocks: u32, data: Data) -> Command {
     ranged(NvmOpcode::WRITE, nsid, slba, blocks, data)
+}
+
+/// Compare of `blocks` (1 to 65536) logical blocks.
+pub fn compare(nsid: u32, slba: u64, blocks: u32, data: Data) -> Command {
+    ranged(NvmOpcode::COMPARE, nsid, slba, blocks, data)
+}
+
+/// Compare with `old` and Write of `new`, fused: to be pushed one after the other and rung for once.
+pub fn compare_and_write(nsid: u32, slba: u64, blocks: u32, old: Data, new: Data) -> [Command; 2] {
+    [
+        fused(compare(nsid, slba, blocks, old), Fuse::FIRST),
+        fused(write(nsid, slba, blocks, new), Fuse::SECOND),
+    ]
+}
+
+/// Makes a command a part of a fused operation.
+pub fn fused(mut command: Command, fuse: Fuse) -> Command {
+    command.flags.set_fuse(fuse);
+    command
 }
 
 /// Write Zeroes to `blocks` (1 to 65536) logical blocks.

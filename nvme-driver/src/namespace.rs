@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvme_spec::{Command, Completion, Status};
+
 use crate::controller::Controller;
 use crate::data::{Data, Prps};
 use crate::error::Result;
 use crate::io;
 use crate::memory::{Arena, DmaBuffer};
-use crate::queue::QueuePair;
+use crate::queue::{QueuePair, succeed};
 
 /// One namespace with a queue pair of its own. Data is copied through one buffer; commands go one at a time.
 pub struct Namespace {
@@ -100,6 +102,42 @@ impl Namespace {
         Ok(())
     }
 
+    /// Whether the blocks from `lba` on hold `data`.
+    pub fn compare(&mut self, lba: u64, data: &[u8]) -> Result<bool> {
+        let mut lba = lba;
+        for part in data.chunks(self.bounce.len()) {
+            let (blocks, prps) = (self.count(part.len()), self.data(part.len())?);
+            self.bounce.write(0, part);
+            let command = io::compare(self.id, lba, blocks, prps.data());
+            if !is_equal(command, self.queues.execute(command, self.timeout)?)? {
+                return Ok(false);
+            }
+            lba += u64::from(blocks);
+        }
+        Ok(true)
+    }
+
+    /// Writes `new` if the blocks from `lba` on hold `old`, as one fused operation; whether they did. Both have the same
+    /// length, half of the largest command at most.
+    pub fn compare_and_write(&mut self, lba: u64, old: &[u8], new: &[u8]) -> Result<bool> {
+        let half = self.bounce.len() / 2;
+        assert!(old.len() == new.len() && old.len() <= half, "{} and {} bytes", old.len(), new.len());
+        let blocks = self.count(old.len());
+        self.bounce.write(0, old);
+        self.bounce.write(half, new);
+        let prps = Prps::new(&self.arena, self.bounce.iova(), old.len())?;
+        let new = Prps::new(&self.arena, self.bounce.iova() + half as u64, new.len())?;
+        let pair = io::compare_and_write(self.id, lba, blocks, prps.data(), new.data());
+        let cids = self.queues.submit_together(pair)?;
+        let ends = [self.queues.wait(cids[0], self.timeout)?, self.queues.wait(cids[1], self.timeout)?];
+        let equal = is_equal(pair[0], ends[0])?;
+        if !equal && ends[1].status().code() == Status::COMMAND_ABORTED_FAILED_FUSED {
+            return Ok(false);
+        }
+        succeed(pair[1], ends[1])?;
+        Ok(equal)
+    }
+
     /// Makes everything written so far durable.
     pub fn flush(&mut self) -> Result<()> {
         self.queues.execute_ok(io::flush(self.id), self.timeout).map(drop)
@@ -120,6 +158,14 @@ impl Namespace {
         let data = Data::Prp(self.bounce.iova(), 0);
         self.queues.execute_ok(io::deallocate(self.id, ranges.len() as u32, data), self.timeout).map(drop)
     }
+}
+
+/// What a completed Compare says.
+fn is_equal(command: Command, completion: Completion) -> Result<bool> {
+    if completion.status().code() == Status::COMPARE_FAILURE {
+        return Ok(false);
+    }
+    succeed(command, completion).map(|_| true)
 }
 
 /// A namespace's size in blocks and the bytes of a block.

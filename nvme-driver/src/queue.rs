@@ -326,14 +326,26 @@ impl QueuePair {
     }
 
     /// Sends one command under an identifier of the driver's choice, which it returns.
-    pub fn submit(&mut self, mut command: Command) -> Result<u16> {
-        let cid = self.next_cid;
-        // FFFFh is what controllers put into error log entries that belong to no command.
-        self.next_cid = if cid >= 0xFFFE { 0 } else { cid + 1 };
-        command.cid.set(cid);
-        self.push(&command)?;
-        self.ring()?;
+    pub fn submit(&mut self, command: Command) -> Result<u16> {
+        let [cid] = self.submit_together([command])?;
         Ok(cid)
+    }
+
+    /// Sends several commands with one store to the doorbell; the identifiers they got. Where one does not fit, none goes.
+    pub fn submit_together<const N: usize>(&mut self, commands: [Command; N]) -> Result<[u16; N]> {
+        if (self.sq.free() as usize) < N {
+            return Err(Error::QueueFull(self.sq.id));
+        }
+        let mut cids = [0; N];
+        for (mut command, cid) in commands.into_iter().zip(&mut cids) {
+            *cid = self.next_cid;
+            // FFFFh is what controllers put into error log entries that belong to no command.
+            self.next_cid = if *cid >= 0xFFFE { 0 } else { *cid + 1 };
+            command.cid.set(*cid);
+            self.push(&command)?;
+        }
+        self.ring()?;
+        Ok(cids)
     }
 
     /// Waits for the completion of command `cid`. Others that come meanwhile are kept.

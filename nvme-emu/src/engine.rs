@@ -4,12 +4,14 @@
 
 mod clock;
 mod drain;
+mod fused;
 mod interrupts;
 mod queues;
 mod start;
 mod throttle;
 mod turn;
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use block::{Reactor, Segment};
@@ -23,6 +25,7 @@ use self::queues::Departure;
 use self::start::Counts;
 use self::throttle::Throttle;
 use self::turn::{BATCH, Share};
+use crate::compare::Room;
 use crate::fixed::FixedMemory;
 use crate::latch::Token;
 use crate::memory::{Memory, SlotGuard};
@@ -93,6 +96,8 @@ pub(crate) struct Engine {
     storage: Vec<Segment>,
     guard: SlotGuard,
     counts: Counts,
+    /// For the buffers of Compares.
+    room: Rc<Room>,
     clock: TurnClock,
     /// Commands that were copied out of a queue and are being started.
     batch: Box<[Command; BATCH as usize]>,
@@ -144,6 +149,7 @@ impl Engine {
             storage: Vec::new(),
             guard: SlotGuard::none(),
             counts: Counts::default(),
+            room: Rc::default(),
             clock: TurnClock::default(),
             batch: Box::new([Command::new_zeroed(); BATCH as usize]),
             shadow: None,
@@ -235,7 +241,7 @@ impl Engine {
     }
 
     /// Channels to all namespaces, for a flush of all.
-    pub(crate) fn channels(&mut self) -> Vec<std::rc::Rc<dyn block::Channel>> {
+    pub(crate) fn channels(&mut self) -> Vec<Rc<dyn block::Channel>> {
         self.open_namespaces();
         self.namespaces.iter().flatten().map(|namespace| namespace.channel.clone()).collect()
     }

@@ -16,6 +16,7 @@ pub mod subsystem;
 pub mod worker;
 
 mod admin;
+mod compare;
 mod doorbells;
 mod engine;
 mod error_log;

@@ -2,7 +2,7 @@
 
 use block::future::yield_now;
 use block::io::Guard;
-use block::{Channel, Error, Flags, Info, Io, Op, Submission};
+use block::{Abilities, Channel, Error, Flags, Info, Io, Op, Submission};
 use nvme_spec::command::{Command, Fuse};
 use nvme_spec::nvm::{DsmCdw10, DsmCdw11, DsmRange, IoCdw12};
 use nvme_spec::opcode::NvmOpcode;
@@ -44,6 +44,11 @@ impl OpenNamespace {
         self.read_only = self.namespace.is_read_only(&self.info);
     }
 
+    /// Whether Compare and Write can be fused.
+    fn fuses(&self) -> bool {
+        self.info.abilities.contains(Abilities::COMPARE_AND_WRITE)
+    }
+
     /// Whether there are such blocks.
     #[inline(always)]
     fn has(&self, lba: u64, blocks: u64) -> bool {
@@ -72,6 +77,10 @@ pub(crate) struct Range {
 pub(crate) enum Request {
     /// Write zeroes.
     Zero(Range),
+    /// Compare.
+    Compare(Range),
+    /// Compare that is the first command of a fused operation.
+    Fused,
     /// Flush of one namespace.
     Flush,
     /// Deallocate: this many ranges are to be read from the host.
@@ -80,12 +89,33 @@ pub(crate) enum Request {
     Done,
 }
 
-/// Decodes a command that neither reads nor writes.
-pub(crate) fn decode(command: &Command, namespace: &OpenNamespace) -> Result<Request, Status> {
+/// Whether the command is the first of two that are fused.
+pub(crate) fn begins_pair(command: &Command, namespace: &OpenNamespace) -> bool {
+    command.nvm_opcode() == NvmOpcode::COMPARE && command.fuse() == Fuse::FIRST && namespace.fuses()
+}
+
+/// The status of half of a fused operation without the other half (Base 3.4.2).
+pub(crate) fn missing_half() -> Status {
+    Status::COMMAND_ABORTED_MISSING_FUSED.with_dnr()
+}
+
+/// The status of a command with FUSE that is served by itself: there is no such operation, or its first half is missing.
+#[cold]
+fn alone(command: &Command, namespace: &OpenNamespace) -> Status {
+    let is_second = command.nvm_opcode() == NvmOpcode::WRITE && command.fuse() == Fuse::SECOND;
+    if is_second && namespace.fuses() { missing_half() } else { Status::INVALID_FIELD_IN_COMMAND.with_dnr() }
+}
+
+/// Decodes a command that neither reads nor writes. `most` is MDTS in bytes.
+pub(crate) fn decode(command: &Command, namespace: &OpenNamespace, most: usize) -> Result<Request, Status> {
+    if begins_pair(command, namespace) {
+        return Ok(Request::Fused);
+    }
     if command.fuse() != Fuse::NORMAL {
-        return Err(Status::INVALID_FIELD_IN_COMMAND.with_dnr());
+        return Err(alone(command, namespace));
     }
     match command.nvm_opcode() {
+        NvmOpcode::COMPARE => Ok(Request::Compare(range(command, namespace, Op::Read, most)?)),
         NvmOpcode::WRITE_ZEROES => {
             let mut range = blocks(command, namespace, Op::WriteZeroes, usize::MAX)?;
             range.flags.set(Flags::MAY_UNMAP, IoCdw12::from_bits(command.cdw12()).deac());
@@ -105,10 +135,21 @@ pub(crate) fn blocks(
     op: Op,
     most: usize,
 ) -> Result<Range, Status> {
-    let dword = IoCdw12::from_bits(command.cdw12());
     if command.fuse() != Fuse::NORMAL {
-        return Err(Status::INVALID_FIELD_IN_COMMAND.with_dnr());
+        return Err(alone(command, namespace));
     }
+    range(command, namespace, op, most)
+}
+
+/// The same for a command of any FUSE.
+#[inline(always)]
+pub(crate) fn range(
+    command: &Command,
+    namespace: &OpenNamespace,
+    op: Op,
+    most: usize,
+) -> Result<Range, Status> {
+    let dword = IoCdw12::from_bits(command.cdw12());
     if op != Op::Read && namespace.read_only {
         return Err(Status::NAMESPACE_IS_WRITE_PROTECTED.with_dnr());
     }
@@ -195,7 +236,7 @@ pub(crate) async fn flush_all(
     first_error
 }
 
-async fn run(channel: &dyn Channel, io: Io) -> Result<(), Error> {
+pub(crate) async fn run(channel: &dyn Channel, io: Io) -> Result<(), Error> {
     match channel.submit(io) {
         Submission::Done(completed) => completed.result,
         Submission::Pending(future) => future.await.result,

@@ -13,7 +13,7 @@ mod submission;
 pub(crate) use completion::{CompletionQueue, CqState, completion};
 pub(crate) use shadow::Shadow;
 pub(crate) use signal::{Coalescing, Verdict};
-pub(crate) use submission::{SqState, SubmissionQueue};
+pub(crate) use submission::{Rest, SqState, SubmissionQueue};
 
 /// A doorbell rang with a value that is no index of its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

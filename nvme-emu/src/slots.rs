@@ -41,6 +41,8 @@ pub(crate) enum Ended {
 pub(crate) struct Tag {
     pub(crate) sq: u16,
     pub(crate) cid: u16,
+    /// The second command of a fused operation, which ends with the first.
+    pub(crate) second: Option<u16>,
     /// Guest memory that its data lies in.
     pub(crate) regions: RegionMask,
     /// The DMA table's generation that it was resolved in.

@@ -6,8 +6,8 @@ use block::{Abilities, Info};
 use nvme_spec::NSID_BROADCAST;
 use nvme_spec::command::Command;
 use nvme_spec::identify::{
-    Cmic, Ctratt, DeallocatedRead, DlFeat, FlushBroadcast, Frmw, IoCommandSetVector, LbaFormat, Lpa, Mec,
-    NStat, Nmic, NsAttr, NsFeat, Nvmsr, Oacs, Oaes, Oncs, QueueEntrySize, SglSupport, Sgls, Vwc, Vwci,
+    Cmic, Ctratt, DeallocatedRead, DlFeat, FlushBroadcast, Frmw, Fuses, IoCommandSetVector, LbaFormat, Lpa,
+    Mec, NStat, Nmic, NsAttr, NsFeat, Nvmsr, Oacs, Oaes, Oncs, QueueEntrySize, SglSupport, Sgls, Vwc, Vwci,
 };
 use nvme_spec::identify::{
     Cns, CommandSet, ControllerList, ControllerType, IdentifyCdw10, IdentifyCdw11, IdentifyController,
@@ -153,10 +153,15 @@ fn controller_data(shared: &Shared) -> IdentifyController {
     data.nn = MAX_NAMESPACES.into();
     data.mnan = MAX_NAMESPACES.into();
     data.oncs = Oncs::new()
+        .with_compare(true)
         .with_dataset_management(true)
         .with_write_zeroes(namespaces.iter().all(has(Abilities::WRITE_ZEROES)))
         .with_save_and_select(true)
         .with_timestamp(true);
+    let fused = namespaces.iter().filter_map(|namespace| fused_blocks(namespace)).min();
+    data.fuses = Fuses::new().with_compare_and_write(fused.is_some());
+    // What all that have it can do; the namespaces say how much they can.
+    data.acwu_z = blocks_z(fused.unwrap_or(0)).into();
     data.vwc = Vwc::new()
         .with_present(namespaces.iter().any(has(Abilities::VOLATILE_CACHE)))
         .with_flush_broadcast(FlushBroadcast::SUPPORTED);
@@ -169,6 +174,13 @@ fn controller_data(shared: &Shared) -> IdentifyController {
 
 fn has(ability: Abilities) -> impl Fn(&Arc<Namespace>) -> bool {
     move |namespace| namespace.device.info().abilities.contains(ability)
+}
+
+/// The most blocks of a fused Compare and Write, where there is one.
+fn fused_blocks(namespace: &Namespace) -> Option<u32> {
+    let info = namespace.device.info();
+    let can = info.abilities.contains(Abilities::COMPARE_AND_WRITE) && !namespace.is_read_only(&info);
+    can.then_some(info.compare_and_write_blocks)
 }
 
 /// FR: the program's version.
@@ -203,17 +215,19 @@ fn namespace_data(shared: &Shared, namespace: &Namespace) -> IdentifyNamespace {
     data.nuse = info.blocks.into();
     let discard = info.abilities.contains(Abilities::DISCARD);
     let performance = info.preferred_granularity > 1 || info.discard_granularity > 1;
-    data.nsfeat =
-        NsFeat::new().with_nsabp(info.atomic_write_blocks > 1).with_optperf(performance).with_thinp(false);
+    let fused = fused_blocks(namespace);
+    let atomic = info.atomic_write_blocks > 1 || fused.is_some();
+    data.nsfeat = NsFeat::new().with_nsabp(atomic).with_optperf(performance).with_thinp(false);
     data.lbaf[0] = LbaFormat::new().with_lbads(info.block_size.trailing_zeros() as u8);
     data.nmic = Nmic::new().with_shared(is_shared(shared));
     let zeroes = discard && info.abilities.contains(Abilities::DISCARD_ZEROES);
     data.dlfeat = DlFeat::new()
         .with_read_behavior(if zeroes { DeallocatedRead::ZEROES } else { DeallocatedRead::NOT_REPORTED })
         .with_write_zeroes_deac(info.abilities.contains(Abilities::WRITE_ZEROES));
-    if info.atomic_write_blocks > 1 {
+    if atomic {
         data.nawun_z = blocks_z(info.atomic_write_blocks).into();
         data.nawupf_z = blocks_z(info.atomic_write_blocks).into();
+        data.nacwu_z = blocks_z(fused.unwrap_or(0)).into();
     }
     if performance {
         data.npwg_z = blocks_z(info.preferred_granularity).into();

@@ -155,6 +155,7 @@ fn effects(shared: &Shared) -> CommandsSupportedAndEffects {
     io(NvmOpcode::FLUSH, false);
     io(NvmOpcode::WRITE, true);
     io(NvmOpcode::READ, false);
+    io(NvmOpcode::COMPARE, false);
     io(NvmOpcode::WRITE_ZEROES, true);
     io(NvmOpcode::DATASET_MANAGEMENT, true);
     page

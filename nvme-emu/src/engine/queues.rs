@@ -159,7 +159,7 @@ impl Engine {
     pub(crate) fn abort(&mut self, sqid: u16, cid: u16, found: &AtomicBool, done: Token) {
         for slot in self.slots.indices() {
             let tag = self.slots.get(slot).tag;
-            if self.slots.is_waiting(slot) && tag.sq == sqid && tag.cid == cid {
+            if self.slots.is_waiting(slot) && tag.sq == sqid && (tag.cid == cid || tag.second == Some(cid)) {
                 self.slots.cancel(slot, Status::COMMAND_ABORT_REQUESTED);
                 self.slots.get(slot).awaited = Some(done);
                 found.store(true, Ordering::Release);

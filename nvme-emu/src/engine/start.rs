@@ -3,6 +3,7 @@
 //! What completes on the spot never gets a slot: its `Io` is made of storage that the engine has at hand, and its
 //! status goes straight to the completion queue.
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use block::{Abilities, ErrorKind, Flags, Io, Op, Segment, Submission};
@@ -16,7 +17,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::Engine;
 use super::clock::{OTHER, TurnClock};
+use super::fused;
 use super::turn::Share;
+use crate::compare::{Room, compare};
 use crate::error_log::Failure;
 use crate::memory::{Memory, SlotGuard};
 use crate::nvm::{self, OpenNamespace, Range, Request};
@@ -65,6 +68,8 @@ pub(super) enum Launched {
     Done(Status),
     /// It is in a slot.
     Pending,
+    /// It was not: it is the first command of a fused operation, for [`Engine::start_fused`].
+    Fused,
 }
 
 /// What starting a command takes, of an engine whose queues are in use meanwhile.
@@ -78,6 +83,7 @@ pub(super) struct Launcher<'a> {
     pub(super) storage: &'a mut Vec<Segment>,
     pub(super) guard: &'a mut SlotGuard,
     pub(super) counts: &'a mut Counts,
+    pub(super) room: &'a Rc<Room>,
     pub(super) clock: &'a mut TurnClock,
     pub(super) page: u64,
     /// MDTS in bytes.
@@ -97,6 +103,7 @@ macro_rules! launcher {
             storage: &mut $engine.storage,
             guard: &mut $engine.guard,
             counts: &mut $engine.counts,
+            room: &$engine.room,
             clock: &mut $engine.clock,
             page: $engine.page,
             most: $engine.shared.config.max_transfer as usize,
@@ -124,7 +131,7 @@ impl<'a> Launcher<'a> {
     }
 
     #[inline(always)]
-    fn namespace(&self, nsid: u32) -> Option<&'a OpenNamespace> {
+    pub(super) fn namespace(&self, nsid: u32) -> Option<&'a OpenNamespace> {
         (nsid as usize).checked_sub(1).and_then(|at| self.namespaces.get(at)).and_then(Option::as_ref)
     }
 
@@ -184,7 +191,7 @@ impl<'a> Launcher<'a> {
             Submission::Pending(future) => {
                 let (read, written) = if WRITE { (0, bytes) } else { (bytes, 0) };
                 let (cid, nsid) = (command.cid(), command.nsid());
-                let tag = Tag { sq: sqid, cid, regions, generation: 0, read, written, nsid };
+                let tag = Tag { sq: sqid, cid, regions, read, written, nsid, ..Tag::default() };
                 self.wait(tag, Work::Io(future))
             }
         }
@@ -199,7 +206,7 @@ impl<'a> Launcher<'a> {
     }
 
     #[inline(always)]
-    fn resolve(
+    pub(super) fn resolve(
         &mut self,
         command: &Command,
         len: usize,
@@ -211,7 +218,7 @@ impl<'a> Launcher<'a> {
 
     /// Puts work into a slot, and polls it once.
     #[inline(never)]
-    fn wait(&mut self, tag: Tag, work: Work) -> Launched {
+    pub(super) fn wait(&mut self, tag: Tag, work: Work) -> Launched {
         let Some(slot) = self.slots.take() else {
             return Launched::Done(Status::INTERNAL_ERROR); // there is one, by this type's contract
         };
@@ -251,8 +258,20 @@ impl<'a> Launcher<'a> {
             return Ok(self.wait(tag, Work::Many(Box::pin(nvm::flush_all(channels, io_tag, Some(guard))))));
         }
         let namespace = self.namespace(nsid).ok_or_else(|| TransferError::from(inactive_namespace(nsid)))?;
-        let (op, range) = match nvm::decode(command, namespace).map_err(TransferError::from)? {
+        let (op, range) = match nvm::decode(command, namespace, self.most).map_err(TransferError::from)? {
             Request::Done => return Ok(Launched::Done(Status::SUCCESS)),
+            Request::Fused => return Ok(Launched::Fused),
+            Request::Compare(range) => {
+                let regions = self.resolve(command, range.bytes, Access::Read)?;
+                self.share.spend(range.bytes);
+                let guard = self.guard.hold_for(self.memory.snapshot());
+                let expected = std::mem::take(self.storage);
+                let room = self.room.clone();
+                let work = compare(namespace.channel.clone(), range, expected, room, io_tag, guard);
+                // It counts as a read (NVM 4.1.4.2).
+                let tag = Tag { regions, read: range.bytes as u32, ..tag };
+                return Ok(self.wait(tag, Work::Many(Box::pin(work))));
+            }
             Request::Deallocate { ranges: n } => {
                 let mut ranges = vec![DsmRange::new_zeroed(); n];
                 self.resolve(command, n * size_of::<DsmRange>(), Access::Read)?;
@@ -282,12 +301,20 @@ impl<'a> Launcher<'a> {
 }
 
 /// Counts what a command did, and turns its result into a status.
-fn outcome(counts: &mut Counts, shared: &Shared, tag: &Tag, result: Result<(), block::Error>) -> Status {
-    match result {
-        Ok(()) if tag.read > 0 => counts.add(Op::Read, tag.read),
-        Ok(()) if tag.written > 0 => counts.add(Op::Write, tag.written),
-        Ok(()) => {}
-        Err(error) => return status_of_failure(counts, shared, tag.nsid, tag.read == 0, &error),
+pub(super) fn outcome(
+    counts: &mut Counts,
+    shared: &Shared,
+    tag: &Tag,
+    result: Result<(), block::Error>,
+) -> Status {
+    if let Err(error) = result {
+        return status_of_failure(counts, shared, tag.nsid, tag.read == 0, &error);
+    }
+    if tag.read > 0 {
+        counts.add(Op::Read, tag.read);
+    }
+    if tag.written > 0 {
+        counts.add(Op::Write, tag.written);
     }
     Status::SUCCESS
 }
@@ -303,14 +330,16 @@ fn status_of_failure(
     static COMPLAINTS: RateLimit = RateLimit::new();
     counts.media_errors +=
         u64::from(matches!(error.kind(), ErrorKind::UnrecoveredRead | ErrorKind::WriteFault));
-    if let Some(suppressed) = COMPLAINTS.check() {
+    // That is an answer, not a failure.
+    let is_answer = error.kind() == ErrorKind::CompareMismatch;
+    if !is_answer && let Some(suppressed) = COMPLAINTS.check() {
         tracing::warn!(suppressed, controller = shared.cntlid, nsid, %error, "I/O failed");
     }
     from_block(error.kind(), is_write)
 }
 
 #[cold]
-fn log_failure(shared: &Shared, sqid: u16, cid: u16, status: Status, lba: u64, nsid: u32) {
+pub(super) fn log_failure(shared: &Shared, sqid: u16, cid: u16, status: Status, lba: u64, nsid: u32) {
     shared.errors().push(&Failure { sqid, cid, status, lba, nsid });
 }
 
@@ -332,10 +361,17 @@ impl Engine {
         let awaited = place.awaited.take();
         self.released.extend(awaited);
         self.slots.release(slot);
+        let Some(second) = tag.second else { return self.end(&tag, tag.cid, status) };
+        let (of_first, of_second) = fused::statuses(status);
+        self.end(&tag, tag.cid, of_first);
+        self.end(&tag, second, of_second);
+    }
+
+    fn end(&mut self, tag: &Tag, cid: u16, status: Status) {
         if !status.is_success() {
-            log_failure(&self.shared, tag.sq, tag.cid, status, 0, tag.nsid);
+            log_failure(&self.shared, tag.sq, cid, status, 0, tag.nsid);
         }
-        self.complete_reserved(tag.sq, tag.cid, status);
+        self.complete_reserved(tag.sq, cid, status);
     }
 
     /// Posts the completion of a command that had left its queue's batch.
@@ -355,8 +391,11 @@ impl Engine {
         if !self.slots.has_room() {
             return self.complete_reserved(sqid, command.cid(), Status::INTERNAL_ERROR);
         }
-        if let Launched::Done(status) = launcher!(self).launch(sqid, command) {
-            self.complete_reserved(sqid, command.cid(), status);
+        match launcher!(self).launch(sqid, command) {
+            Launched::Done(status) => self.complete_reserved(sqid, command.cid(), status),
+            Launched::Pending => {}
+            // A pair is started before either half may wait.
+            Launched::Fused => self.complete_reserved(sqid, command.cid(), nvm::missing_half()),
         }
     }
 }

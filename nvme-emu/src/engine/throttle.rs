@@ -32,7 +32,7 @@ struct Lane {
 }
 
 /// Nanoseconds of the monotonic clock, which all threads share.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
@@ -41,7 +41,7 @@ fn now() -> u64 {
 /// count as commands.
 fn direction(command: &Command) -> Option<bool> {
     match command.nvm_opcode() {
-        NvmOpcode::READ => Some(false),
+        NvmOpcode::READ | NvmOpcode::COMPARE => Some(false),
         NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES | NvmOpcode::DATASET_MANAGEMENT => Some(true),
         _ => None,
     }
@@ -64,6 +64,7 @@ impl Engine {
         self.throttle.limited = self.shared.limiter.is_limited()
             || self.namespaces.iter().flatten().any(|namespace| namespace.limiter.is_limited());
         self.throttle.next = 0;
+        self.sqs.iter_mut().flatten().for_each(|sq| sq.next_pair = 0);
     }
 
     /// Whether the command has to wait for its limits; it does in a slot then, in flight. If not, it is charged.
@@ -163,7 +164,7 @@ impl Engine {
     }
 
     /// When a command of the kind may start.
-    fn earliest(&self, nsid: u32, write: bool, at: u64) -> u64 {
+    pub(super) fn earliest(&self, nsid: u32, write: bool, at: u64) -> u64 {
         let own = &self.shared.limiter;
         let own = if own.is_limited() { own.earliest(write, at) } else { 0 };
         match self.namespace(nsid) {
@@ -174,10 +175,10 @@ impl Engine {
         }
     }
 
-    fn charge(&self, command: &Command, write: bool, at: u64) {
+    pub(super) fn charge(&self, command: &Command, write: bool, at: u64) {
         let Some(namespace) = self.namespace(command.nsid()) else { return };
         let bytes = match command.nvm_opcode() {
-            NvmOpcode::READ | NvmOpcode::WRITE => {
+            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => {
                 let blocks = IoCdw12::from_bits(command.cdw12()).blocks();
                 // More than a command can move is refused, and costs no more than that.
                 let most = u64::from(self.shared.config.max_transfer);

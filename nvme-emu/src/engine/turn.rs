@@ -1,9 +1,12 @@
 //! One turn of a worker: polls what was woken, fetches and starts new commands, posts completions, signals.
 
+use nvme_spec::command::Fuse;
+
 use super::Engine;
 use super::clock::{OTHER, TRANSFER, TurnClock};
 use super::start::{Launched, Launcher, launcher};
-use crate::queue::{InvalidDoorbell, SubmissionQueue, completion};
+use crate::nvm;
+use crate::queue::{InvalidDoorbell, Rest, SubmissionQueue, completion};
 use crate::shared::{DoorbellError, Message};
 use crate::worker::HOME;
 
@@ -241,7 +244,7 @@ impl Engine {
             Ok(room) => waiting.min(room),
             Err(InvalidDoorbell) => return self.invalid_doorbell(cqid),
         };
-        sq.stuck = room == 0;
+        sq.rest = if room == 0 { Rest::NoRoom } else { Rest::No };
         if room == 0 {
             return false;
         }
@@ -281,6 +284,12 @@ impl Engine {
                         launcher.share.end();
                     }
                 }
+                Launched::Fused => {
+                    sq.put_back();
+                    launcher.share.count(started);
+                    cq.flush(self.memory.table());
+                    return self.start_fused(qid, cqid, started as usize, room as usize) || started > 0;
+                }
             }
             started += 1;
             if run_from - launcher.share.bytes >= run_bytes {
@@ -305,11 +314,16 @@ impl Engine {
             if self.share.is_used_up() || !self.slots.has_room() {
                 break;
             }
+            let command = self.batch[at];
+            let namespace =
+                (command.fuse() != Fuse::NORMAL).then(|| self.namespace(command.nsid())).flatten();
+            if namespace.is_some_and(|namespace| nvm::begins_pair(&command, namespace)) {
+                return self.start_fused(qid, cqid, at, count) || started;
+            }
             let (Some(sq), Some(cq)) = (&mut self.sqs[usize::from(qid)], &mut self.cqs[usize::from(cqid)])
             else {
                 break;
             };
-            let command = self.batch[at];
             sq.take();
             sq.in_flight += 1;
             cq.reserve();
@@ -341,8 +355,8 @@ impl Engine {
             let cq = self.cqs[usize::from(sq.cq)].as_ref();
             // What cannot be fetched now is no news: something else has to happen first, which wakes the reactor.
             let Some(cq) = cq.filter(|cq| cq.can_post() && sq.is_served()) else { continue };
-            news |= sq.arm() || sq.has_waiting() && !sq.stuck;
-            if sq.stuck {
+            news |= sq.arm() || sq.has_waiting() && sq.rest == Rest::No;
+            if sq.rest == Rest::NoRoom {
                 news |= cq.arm();
             }
         }

@@ -178,6 +178,11 @@ impl CompletionQueue {
         Ok(self.room_by_known_head())
     }
 
+    /// Entries that can be there at once.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.ring.entries - 1
+    }
+
     fn room_by_known_head(&self) -> u32 {
         (self.ring.entries - 1).saturating_sub(self.used() + self.reserved + self.run.len() as u32)
     }

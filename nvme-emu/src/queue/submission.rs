@@ -22,6 +22,17 @@ pub(crate) struct SqState {
     shadowed: bool,
 }
 
+/// Why nothing is fetched from a queue in which commands wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// Nothing keeps them.
+    No,
+    /// Its completion queue has no room.
+    NoRoom,
+    /// There is one command, the first of a fused operation.
+    Half,
+}
+
 /// A submission queue.
 pub(crate) struct SubmissionQueue {
     pub(crate) id: u16,
@@ -36,8 +47,10 @@ pub(crate) struct SubmissionQueue {
     pub(crate) in_flight: u32,
     /// Turns that found nothing, in a row.
     pub(crate) quiet: u32,
-    /// It waits for room in its completion queue.
-    pub(crate) stuck: bool,
+    /// Whether what waits in it can be fetched.
+    pub(crate) rest: Rest,
+    /// When its next fused operation may start, in nanoseconds of the monotonic clock.
+    pub(crate) next_pair: u64,
     /// Set while the queue is being deleted: nothing more is fetched.
     pub(crate) deleting: Option<Token>,
     /// Nothing is fetched because the queue goes to another worker.
@@ -65,7 +78,8 @@ impl SubmissionQueue {
             rejected,
             in_flight: 0,
             quiet: 0,
-            stuck: false,
+            rest: Rest::No,
+            next_pair: 0,
             deleting: None,
             leaving: false,
         }
@@ -124,6 +138,11 @@ impl SubmissionQueue {
     /// Whether commands wait, as far as it is known.
     pub(crate) fn has_waiting(&self) -> bool {
         self.head != self.tail
+    }
+
+    /// How many commands wait, as far as it is known.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.ring.distance(self.head, self.tail)
     }
 
     /// Whether nothing waits and the guest rang nothing since: most looks end here.
@@ -221,6 +240,11 @@ impl SubmissionQueue {
     #[inline]
     pub(crate) fn take(&mut self) {
         self.head = self.ring.next(self.head);
+    }
+
+    /// Puts the command back that was taken last.
+    pub(crate) fn put_back(&mut self) {
+        self.head = self.head.checked_sub(1).unwrap_or(self.ring.entries - 1);
     }
 
     /// SQHD for completions.

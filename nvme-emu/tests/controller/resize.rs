@@ -114,7 +114,7 @@ fn what_is_cut_off_is_out_of_range() {
     // The worker may see the command before it hears of the change, and after.
     disk.set_blocks(BLOCKS / 2);
     for _ in 0..2 {
-        for opcode in [NvmOpcode::READ, NvmOpcode::WRITE, NvmOpcode::WRITE_ZEROES] {
+        for opcode in [NvmOpcode::READ, NvmOpcode::WRITE, NvmOpcode::WRITE_ZEROES, NvmOpcode::COMPARE] {
             for lba in [BLOCKS / 2, BLOCKS - 1] {
                 let command = nvm(opcode, 1, lba, 1, DATA);
                 assert_eq!(rig.io(1, command), Status::LBA_OUT_OF_RANGE, "{opcode:?} {lba}");

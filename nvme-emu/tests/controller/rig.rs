@@ -8,7 +8,7 @@ use block::{Device, Reactor};
 use nvme_emu::{
     Controller, ControllerConfig, Limits, NamespaceConfig, Subsystem, SubsystemConfig, Worker, WorkerSeed,
 };
-use nvme_spec::command::{Command, Completion, DataPointer};
+use nvme_spec::command::{Command, Completion, DataPointer, Fuse};
 use nvme_spec::opcode::{AdminOpcode, NvmOpcode};
 use nvme_spec::registers::{ACQ, AQA, ASQ, CC, CSTS, Csts, doorbell_offset};
 use nvme_spec::status::Status;
@@ -218,6 +218,14 @@ impl Rig {
         cid
     }
 
+    /// Puts commands into a queue and rings once; returns their identifiers.
+    pub fn submit_together<const N: usize>(&mut self, qid: u16, commands: [Build; N]) -> [u16; N] {
+        let cids = commands.map(|command| self.push(qid, command));
+        let tail = self.queues[usize::from(qid)].tail;
+        self.write_register(doorbell_offset(qid, false, 4), tail);
+        cids
+    }
+
     /// Puts a command into a queue; returns its identifier.
     pub fn push(&mut self, qid: u16, Build(mut command): Build) -> u16 {
         let cid = self.next_cid;
@@ -297,6 +305,11 @@ pub fn nvm(opcode: NvmOpcode, nsid: u32, lba: u64, blocks: u32, data: u64) -> Bu
 impl Build {
     pub fn prp(mut self, prp1: u64, prp2: u64) -> Self {
         self.0.dptr = DataPointer::from_prps(prp1, prp2);
+        self
+    }
+
+    pub fn fuse(mut self, fuse: u8) -> Self {
+        self.0.flags.set_fuse(Fuse(fuse));
         self
     }
 
