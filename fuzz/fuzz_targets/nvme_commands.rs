@@ -60,8 +60,12 @@ fuzz_target!(|data: &[u8]| {
                 let queue = usize::from(op % 3);
                 let mut entry: [u8; 64] = input.bytes();
                 if op & 64 != 0 {
-                    entry[0] &= if queue == 0 { 0x0F } else { 0x09 };
+                    entry[0] &= 0x0F;
+                    // PSDT; and FUSE in some, most likely on a pair that is one.
                     entry[1] &= 0x40;
+                    if queue != 0 && op & 32 != 0 {
+                        entry[1] |= if entry[0] == 0x05 { 1 } else { 2 };
+                    }
                     entry[4] %= 3;
                     entry[5..8].fill(0);
                     for field in [24, 32] {

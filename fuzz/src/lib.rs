@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use block::Reactor;
+use block::testing::CasDevice;
+use block::{Device, Reactor};
 use block_memory::MemoryDevice;
 use nvme_emu::{Controller, ControllerConfig, NamespaceConfig, Subsystem, SubsystemConfig, Worker};
 use vfio_user_server::dma::MapFlags;
@@ -30,7 +31,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A controller of two namespaces of 1 MiB, 512 and 4096 bytes per block. Not enabled.
+    /// A controller of two namespaces of 1 MiB, 512 and 4096 bytes per block; the second one compares and writes. Not
+    /// enabled.
     pub fn new(shadow_doorbells: bool) -> Self {
         let subsystem = Subsystem::new(SubsystemConfig {
             nqn: "nqn.2026-11.example:fuzz".into(),
@@ -38,8 +40,9 @@ impl Rig {
             model: "Fuzz".into(),
         })
         .unwrap();
-        for (block_size, uuid) in [(512, [1; 16]), (4096, [2; 16])] {
-            let device = Arc::new(MemoryDevice::with_block_size(1 << 20, block_size).unwrap());
+        let devices: [Arc<dyn Device>; 2] =
+            [Arc::new(MemoryDevice::new(1 << 20).unwrap()), Arc::new(CasDevice::new(4096, 256))];
+        for (device, uuid) in devices.into_iter().zip([[1; 16], [2; 16]]) {
             subsystem
                 .add_namespace(NamespaceConfig {
                     nsid: None,

@@ -78,7 +78,13 @@ fn whole_session(server: &Server, controller: &Controller) {
     let mut data = vec![1; 16 * disk.block_size()];
     disk.read(8, &mut data).unwrap();
     assert!(data.iter().all(|&byte| byte == 0), "zeroes were written");
-    disk.write(0, &pattern(7, 3 * MIB)).unwrap();
+    let written = pattern(7, 3 * MIB);
+    disk.write(0, &written).unwrap();
+    assert!(disk.compare(0, &written).unwrap());
+    assert!(!disk.compare(1, &written).unwrap(), "a block further");
+    let block = &written[..disk.block_size()];
+    let refused = disk.compare_and_write(0, block, block).unwrap_err();
+    assert_eq!(refused.status(), Some(Status::INVALID_FIELD_IN_COMMAND), "memory has no such operation");
     disk.deallocate(&[(0, 8), (100, 0), (200, 1)]).unwrap();
     let mut data = vec![0; 3 * MIB];
     disk.read(0, &mut data).unwrap();

@@ -53,7 +53,7 @@ impl Engine {
     #[inline(never)]
     pub(super) fn start_fused(&mut self, qid: u16, cqid: u16, at: usize, count: usize) -> bool {
         let first = self.batch[at];
-        if at + 1 == count && self.awaits_second(qid, cqid, at) {
+        if at + 1 == count && self.awaits_second(qid, cqid) {
             return false;
         }
         let second = (at + 1 < count).then(|| self.batch[at + 1]).filter(|next| next.fuse() == Fuse::SECOND);
@@ -89,12 +89,9 @@ impl Engine {
         true
     }
 
-    /// The second command was not copied: whether it may be there later.
-    fn awaits_second(&mut self, qid: u16, cqid: u16, at: usize) -> bool {
-        // The next turn begins with this pair, and takes more than one command.
-        if at > 0 || self.share.commands < 2 {
-            return true;
-        }
+    /// The second command was not copied: whether it may be there later. (What the turn has no time for is looked at in
+    /// the next, as after every turn that did something.)
+    fn awaits_second(&mut self, qid: u16, cqid: u16) -> bool {
         let (Some(sq), Some(cq)) = (&mut self.sqs[usize::from(qid)], &self.cqs[usize::from(cqid)]) else {
             return false;
         };

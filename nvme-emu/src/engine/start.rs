@@ -235,7 +235,8 @@ impl<'a> Launcher<'a> {
         let result = self.slots.take_result(slot, ended);
         self.slots.release(slot);
         let status = outcome(self.counts, self.shared, &tag, result);
-        if !status.is_success() {
+        // Who starts a pair logs the statuses of both.
+        if !status.is_success() && tag.second.is_none() {
             log_failure(self.shared, tag.sq, tag.cid, status, 0, tag.nsid);
         }
         Launched::Done(status)
