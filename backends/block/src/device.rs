@@ -76,6 +76,12 @@ pub trait Device: Send + Sync + 'static {
         drop(listener); // the geometry never changes
     }
 
+    /// What the data is known by wherever it is attached, if that is more than its place in a configuration: disks over it
+    /// get the same UUID everywhere. A layer that passes data through passes this on.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
     /// Opens the calling reactor's own way in. Cheap enough to be called per controller and reactor.
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error>;
 }

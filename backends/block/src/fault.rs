@@ -45,6 +45,10 @@ impl Device for FaultDevice {
         self.inner.on_change(listener);
     }
 
+    fn identity(&self) -> Option<String> {
+        self.inner.identity()
+    }
+
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {
         let inner = Rc::from(self.inner.channel(reactor)?);
         Ok(Box::new(FaultChannel { inner, shared: self.shared.clone(), reactor: reactor.clone() }))

@@ -81,7 +81,7 @@ impl<A: AsRef<Abandoned> + Unpin> Future for Gone<A> {
             return Poll::Ready(());
         }
         let mut list = abandoned.lock();
-        let overlaps = |range: &Range| range.0 < this.range.1 && this.range.0 < range.1;
+        let overlaps = |range: &Range| range.0.max(this.range.0) < range.1.min(this.range.1);
         if !list.ranges.iter().any(|(_, range)| overlaps(range)) {
             return Poll::Ready(());
         }

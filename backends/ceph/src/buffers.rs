@@ -59,7 +59,7 @@ mod tests {
             let at = buffer.as_ptr();
             buffers.give(buffer);
             let again = buffers.take(len).unwrap();
-            assert_eq!(again.as_ptr() == at, len <= 1 << 20, "{len}");
+            assert!(again.as_ptr() == at || len > 1 << 20, "{len}");
         }
     }
 }

@@ -18,11 +18,12 @@ mod error;
 mod ffi;
 mod keeper;
 mod patience;
-
+mod rados;
 mod rbd;
 
 pub use cluster::{Cluster, ClusterOptions, Connections, Pool, RESERVED_OPTIONS};
 pub use error::{OpenError, OpenErrorKind};
 pub use ffi::LoadError;
 
+pub use rados::{CreateOptions, RadosDevice, RadosOptions, Volume, VolumeInfo, VolumeSpec};
 pub use rbd::{Lock, RbdDevice, RbdOptions};

@@ -95,6 +95,10 @@ impl Device for RbdDevice {
         self.image.listeners.add(listener);
     }
 
+    fn identity(&self) -> Option<String> {
+        Some(format!("rbd/{}", self.image.identity))
+    }
+
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {
         Ok(Box::new(RbdChannel::new(self.image.clone(), reactor.clone())))
     }

@@ -166,11 +166,13 @@ fn look(rbd: &Rbd, handle: ImageT, cluster: &Cluster, options: &RbdOptions) -> R
     info.preferred_granularity = (4096 / options.block_size).max(1);
     info.discard_granularity = u32::try_from(granularity / u64::from(options.block_size)).unwrap_or(1).max(1);
     if writable {
-        info.abilities =
-            Abilities::WRITE | Abilities::WRITE_ZEROES | Abilities::DISCARD | Abilities::COMPARE_AND_WRITE;
+        info.abilities = Abilities::WRITE | Abilities::WRITE_ZEROES | Abilities::DISCARD;
         info.abilities.set(Abilities::VOLATILE_CACHE, writes_back);
-        // Longer ranges may be in two objects.
-        info.compare_and_write_blocks = 1;
+        // librbd of Ceph 16 compares within one sector of 512 bytes.
+        if options.block_size == 512 {
+            info.abilities |= Abilities::COMPARE_AND_WRITE;
+            info.compare_and_write_blocks = 1;
+        }
     }
     // A name can be given to another image.
     let snapshot = options.snapshot.as_ref().map_or_else(String::new, |snapshot| format!("@{snapshot}"));
