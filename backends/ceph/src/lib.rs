@@ -20,6 +20,7 @@ mod keeper;
 mod patience;
 mod rados;
 mod rbd;
+mod request;
 
 pub use cluster::{Cluster, ClusterOptions, Connections, Pool, RESERVED_OPTIONS};
 pub use error::{OpenError, OpenErrorKind};

@@ -6,32 +6,26 @@ use std::sync::Arc;
 use block::{Channel, Completed, ErrorKind, Flags, Io, IoFuture, Op, Reactor, Submission};
 
 use super::image::Image;
-use super::request::{Call, Request, Resources};
+use super::request::Call;
 use crate::ffi::THICK_PROVISION;
+use crate::request::{Calls, Request, Shared};
 
 /// Objects that a large discard is at once at.
 const OBJECTS_AT_ONCE: u64 = 64;
 
 pub(super) struct RbdChannel {
-    shared: Rc<Shared>,
-}
-
-/// What the futures of a channel share.
-pub(super) struct Shared {
-    pub(super) reactor: Reactor,
-    /// Apart, because operations in librbd own it and must not own the reactor.
-    pub(super) resources: Rc<Resources>,
+    shared: Rc<Shared<Image>>,
 }
 
 impl RbdChannel {
     pub(super) fn new(image: Arc<Image>, reactor: Reactor) -> Self {
-        Self { shared: Rc::new(Shared { reactor, resources: Rc::new(Resources::new(image)) }) }
+        Self { shared: Shared::new(image, reactor) }
     }
 }
 
 impl Channel for RbdChannel {
     fn submit(&self, io: Io) -> Submission {
-        let image = &self.shared.resources.image;
+        let image = &self.shared.resources.target;
         let info = image.info();
         if let Err(error) = io.check(&info) {
             return Submission::Done(io.complete(Err(error)));
@@ -40,53 +34,58 @@ impl Channel for RbdChannel {
             return Submission::Done(io.complete(Ok(())));
         }
         let shared = self.shared.clone();
-        Submission::Pending(match io.op {
+        let block = u64::from(info.block_size);
+        let range @ (at, _) = match io.op {
+            Op::Flush => (0, 0),
+            _ => (io.lba * block, (io.lba + io.blocks) * block),
+        };
+        let call = match io.op {
+            Op::Read => Call::Read { at },
             Op::Write if image.writes_back && io.flags.contains(Flags::FUA) => {
-                IoFuture::new(then_flush(shared, io))
+                return Submission::Pending(IoFuture::new(then_flush(shared, io, range)));
             }
-            Op::Read => IoFuture::new(Request::new(shared, io, Call::Read)),
-            Op::Write => IoFuture::new(Request::new(shared, io, Call::Write)),
-            Op::Flush => IoFuture::new(Request::new(shared, io, Call::Flush)),
-            Op::CompareAndWrite => IoFuture::new(Request::new(shared, io, Call::CompareAndWrite)),
-            Op::Discard | Op::WriteZeroes => IoFuture::new(in_pieces(shared, io)),
+            Op::Write => Call::Write { at },
+            Op::CompareAndWrite => Call::CompareAndWrite { at },
+            Op::Flush => Call::Flush,
+            Op::Discard | Op::WriteZeroes => {
+                return Submission::Pending(IoFuture::new(in_pieces(shared, io, range)));
+            }
             _ => return Submission::Done(io.complete(Err(ErrorKind::Unsupported.into()))),
-        })
+        };
+        Submission::Pending(IoFuture::new(Request::new(shared, io, range, Calls::One(call))))
     }
 }
 
 /// A write that is durable when it completes, through librbd's cache.
-async fn then_flush(shared: Rc<Shared>, io: Io) -> Completed {
-    let guard = io.guard().cloned();
-    let mut completed = Request::new(shared.clone(), io, Call::Write).await;
+async fn then_flush(shared: Rc<Shared<Image>>, io: Io, range: (u64, u64)) -> Completed {
+    let (guard, tag) = (io.guard().cloned(), io.tag());
+    let write = Calls::One(Call::Write { at: range.0 });
+    let mut completed = Request::new(shared.clone(), io, range, write).await;
     if completed.result.is_ok() {
-        let flush = Io::new(Op::Flush, 0, 0, Vec::new(), guard, 0);
-        completed.result = Request::new(shared, flush, Call::Flush).await.result;
+        let flush = Io::new(Op::Flush, 0, 0, Vec::new(), guard, tag);
+        completed.result = Request::new(shared, flush, (0, 0), Calls::One(Call::Flush)).await.result;
     }
     completed
 }
 
 /// A discard or zeroes, over as many objects at a time as a cluster bears: librbd makes an operation for each.
-async fn in_pieces(shared: Rc<Shared>, io: Io) -> Completed {
-    let image = shared.resources.image.clone();
-    let block = u64::from(image.info().block_size);
-    let (mut at, end) = (io.lba * block, (io.lba + io.blocks) * block);
-    let piece = image.object_size * OBJECTS_AT_ONCE;
+async fn in_pieces(shared: Rc<Shared<Image>>, io: Io, (mut at, end): (u64, u64)) -> Completed {
+    let piece = shared.resources.target.object_size * OBJECTS_AT_ONCE;
     // Without the flag librbd gives the space back.
     let flags = if io.flags.contains(Flags::MAY_UNMAP) { 0 } else { THICK_PROVISION };
     while at < end {
         // Whole objects, but for the first piece and the last.
-        let next = (at / piece + 1) * piece;
-        let len = next.min(end) - at;
+        let next = ((at / piece + 1) * piece).min(end);
         let call = match io.op {
-            Op::Discard => Call::Discard { at, len },
-            _ => Call::WriteZeroes { at, len, flags },
+            Op::Discard => Call::Discard { at, len: next - at },
+            _ => Call::WriteZeroes { at, len: next - at, flags },
         };
         let part = Io::new(io.op, 0, 0, Vec::new(), io.guard().cloned(), io.tag());
-        let completed = Request::new(shared.clone(), part, call).await;
+        let completed = Request::new(shared.clone(), part, (at, next), Calls::One(call)).await;
         if completed.result.is_err() {
             return io.complete(completed.result);
         }
-        at += len;
+        at = next;
     }
     io.complete(Ok(()))
 }

@@ -88,7 +88,7 @@ impl Image {
     }
 
     /// What `errno` of an operation means for who submitted it. Tells, once, that there will be no more I/O.
-    pub(super) fn error(&self, op: Op, errno: Errno) -> Error {
+    pub(super) fn explain(&self, op: Op, errno: Errno) -> Error {
         if errno == Errno::BLOCKLISTED && !self.fenced.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 image = self.spec,
