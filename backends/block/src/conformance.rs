@@ -72,6 +72,30 @@ impl Fixture {
     }
 }
 
+/// Every test of the suite, one after the other: for devices that are dear to set up.
+pub fn all(suite: &Suite) {
+    type Test = (&'static str, fn(&Suite));
+    const TESTS: [Test; 13] = [
+        ("geometry", geometry),
+        ("bad_requests", bad_requests),
+        ("read_only", read_only),
+        ("random_operations", random_operations),
+        ("flush_and_fua", flush_and_fua),
+        ("discard", discard),
+        ("write_zeroes", write_zeroes),
+        ("compare_and_write", compare_and_write),
+        ("several_threads", several_threads),
+        ("shared_blocks", shared_blocks),
+        ("dropped_futures", dropped_futures),
+        ("guards_are_held", guards_are_held),
+        ("nothing_leaks", nothing_leaks),
+    ];
+    for (name, test) in TESTS {
+        println!("{name}");
+        test(suite);
+    }
+}
+
 /// Makes one `#[test]` per function of the suite, in a module of its own: `conformance_tests!(name, suite)`, where
 /// `suite` is an expression of type [`Suite`], evaluated anew for each test.
 #[macro_export]

@@ -112,11 +112,6 @@ pub(crate) struct Errno(pub(crate) i32);
 impl Errno {
     /// Ceph's EBLOCKLISTED.
     pub(crate) const BLOCKLISTED: Self = Self(libc::ESHUTDOWN);
-
-    /// The library could not be asked at all.
-    pub(crate) fn is(self, errno: i32) -> bool {
-        self.0 == errno
-    }
 }
 
 impl std::fmt::Display for Errno {

@@ -1,12 +1,28 @@
 //! [`RadosDevice`]: a [`Volume`] as a block device, through librados: plainly striped over objects, for where nothing but
 //! speed and simplicity is wanted.
 
+mod channel;
+mod disk;
+mod header;
+mod objects;
+mod owner;
+mod volume;
+
+use std::fmt;
 use std::sync::Arc;
 
-use block::{Channel, Device, Error, Info, Reactor};
+use block::{Abilities, Channel, Device, Error, Info, Listener, Reactor};
 
-use crate::cluster::Cluster;
-use crate::error::OpenError;
+use crate::cluster::{Cluster, Pool, denied};
+use crate::error::{OpenError, OpenErrorKind as Kind};
+use crate::ffi::Errno;
+use crate::patience::in_time;
+use channel::RadosChannel;
+use disk::Disk;
+use header::{Header, ReadError};
+use owner::{Owner, PATIENCE};
+
+pub use volume::{CreateOptions, Volume, VolumeInfo};
 
 /// Names a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,70 +35,10 @@ pub struct VolumeSpec {
     pub name: String,
 }
 
-/// How to make a volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CreateOptions {
-    /// Bytes.
-    pub size: u64,
-    /// Bytes in an object: a power of two, 64 KiB to 32 MiB.
-    pub object_size: u32,
-    /// Another pool for its data, an erasure-coded one for example.
-    pub data_pool: Option<String>,
-}
-
-/// What a volume is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VolumeInfo {
-    /// Its identity, which no other volume ever has: 32 hexadecimal digits.
-    pub id: String,
-    /// Bytes.
-    pub size: u64,
-    /// Bytes in an object.
-    pub object_size: u32,
-    /// The pool of its data.
-    pub data_pool: String,
-    /// How often its header was changed.
-    pub generation: u64,
-    /// The client that has it open for writing, by its address, if one has.
-    pub owner: Option<String>,
-}
-
-/// Volumes, as an operator handles them. All of these block for as long as the cluster's options allow.
-pub struct Volume;
-
-impl Volume {
-    /// Makes a volume.
-    pub fn create(
-        cluster: &Arc<Cluster>,
-        spec: &VolumeSpec,
-        options: &CreateOptions,
-    ) -> Result<VolumeInfo, OpenError> {
-        let _ = (cluster, spec, options);
-        unimplemented!()
-    }
-
-    /// Looks at a volume.
-    pub fn info(cluster: &Arc<Cluster>, spec: &VolumeSpec) -> Result<VolumeInfo, OpenError> {
-        let _ = (cluster, spec);
-        unimplemented!()
-    }
-
-    /// Changes a volume's size, also while it is served: the guest sees it. What is cut off is lost, so `shrink` has to be
-    /// said.
-    pub fn resize(
-        cluster: &Arc<Cluster>,
-        spec: &VolumeSpec,
-        size: u64,
-        shrink: bool,
-    ) -> Result<VolumeInfo, OpenError> {
-        let _ = (cluster, spec, size, shrink);
-        unimplemented!()
-    }
-
-    /// Removes a volume that nobody has open.
-    pub fn remove(cluster: &Arc<Cluster>, spec: &VolumeSpec) -> Result<(), OpenError> {
-        let _ = (cluster, spec);
-        unimplemented!()
+impl fmt::Display for VolumeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let namespace = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{}{namespace}{}/{}", self.pool, self.namespace, self.name)
     }
 }
 
@@ -100,23 +56,117 @@ pub struct RadosOptions {
 }
 
 /// An open volume.
-pub struct RadosDevice;
+pub struct RadosDevice {
+    disk: Arc<Disk>,
+    identity: String,
+}
 
 impl RadosDevice {
-    /// Opens the volume. Blocks for as long as the cluster's options allow: for control threads.
+    /// Opens the volume. Blocks for as long as the cluster's options allow, and what waiting for the lock of a client that died
+    /// takes: for control threads.
     pub fn open(cluster: &Arc<Cluster>, options: &RadosOptions) -> Result<Self, OpenError> {
-        let _ = (cluster, options);
-        unimplemented!()
+        let time = cluster.options().timeout + if options.read_only { Default::default() } else { PATIENCE };
+        let work = (cluster.clone(), options.clone());
+        let opened = in_time(time, work, |(cluster, options)| open(cluster, options));
+        opened.map_or_else(|| Err(too_slow(cluster, &options.volume)), |(_, opened)| opened)
     }
+}
+
+fn open(cluster: &Arc<Cluster>, options: &RadosOptions) -> Result<RadosDevice, OpenError> {
+    let spec = &options.volume;
+    let pool = Arc::new(Pool::open(cluster, &spec.pool, &spec.namespace)?);
+    let mut header = Header::read(&pool, &spec.name).map_err(|error| explain(&pool, spec, error))?;
+    let data = match header.data_pool_name(&spec.pool) {
+        name if name == spec.pool => pool.clone(),
+        name => Arc::new(Pool::open(cluster, name, &spec.namespace)?),
+    };
+    let owner = if options.read_only {
+        None
+    } else {
+        let (owner, entered) = Owner::take(&pool, spec)?;
+        header = entered;
+        Some(owner)
+    };
+    let mut info = Info::new(options.block_size, header.size / u64::from(options.block_size));
+    info.preferred_granularity = (4096 / options.block_size).max(1);
+    info.discard_granularity = (4096 / options.block_size).max(1);
+    if owner.is_some() {
+        info.abilities = Abilities::WRITE
+            | Abilities::WRITE_ZEROES
+            | Abilities::DISCARD
+            | Abilities::DISCARD_ZEROES
+            | Abilities::COMPARE_AND_WRITE;
+        // Longer ranges may be in two objects.
+        info.compare_and_write_blocks = 1;
+    }
+    let identity = format!("rados/{}/{}", cluster.fsid(), header.id_text());
+    let names = (spec.name.clone(), spec.to_string());
+    let disk = Disk::new((pool, data), names, &header, info, owner, options.in_flight);
+    disk.look_after();
+    Ok(RadosDevice { disk, identity })
 }
 
 impl Device for RadosDevice {
     fn info(&self) -> Info {
-        unimplemented!()
+        self.disk.info()
+    }
+
+    fn on_change(&self, listener: Listener) {
+        self.disk.listeners.add(listener);
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.clone())
     }
 
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {
-        let _ = reactor;
-        unimplemented!()
+        Ok(Box::new(RadosChannel::new(self.disk.clone(), reactor.clone())))
+    }
+}
+
+fn too_slow(cluster: &Cluster, spec: &VolumeSpec) -> OpenError {
+    let seconds = cluster.options().timeout.as_secs();
+    OpenError::new(
+        Kind::Timeout,
+        format!("the cluster answers, but not about {spec} for {seconds} s"),
+        format!("look whether the OSDs of the pool `{}` are up: ceph -s; ceph osd df", spec.pool),
+    )
+}
+
+/// Why a volume's header cannot be used.
+fn explain(pool: &Pool, spec: &VolumeSpec, error: ReadError) -> OpenError {
+    match error {
+        ReadError::Errno(Errno(libc::ENOENT)) => OpenError::new(
+            Kind::Image,
+            format!("there is no volume {spec}"),
+            format!("create it: quarry volume create {spec} --size 10G"),
+        ),
+        ReadError::Errno(Errno(libc::ENODATA)) | ReadError::Malformed(_) => {
+            let why = match error {
+                ReadError::Malformed(why) => why,
+                ReadError::Errno(_) => "it is damaged",
+            };
+            OpenError::new(
+                Kind::Image,
+                format!("the header of {spec} cannot be read: {why}"),
+                format!(
+                    "look at the object {} of the pool `{}`: rados get",
+                    header::object(&spec.name),
+                    spec.pool
+                ),
+            )
+        }
+        ReadError::Errno(Errno(libc::EPERM | libc::EACCES)) => {
+            denied(pool.cluster(), &spec.pool, &format!("the volume `{}`", spec.name))
+        }
+        ReadError::Errno(Errno(libc::ETIMEDOUT)) => too_slow(pool.cluster(), spec),
+        ReadError::Errno(Errno::BLOCKLISTED) => OpenError::new(
+            Kind::Access,
+            "the cluster has blocklisted this client",
+            "look: ceph osd blocklist ls; another client may have taken the volume over",
+        ),
+        ReadError::Errno(errno) => {
+            OpenError::new(Kind::Other, format!("the volume {spec}: {errno}"), "look at `ceph -s`")
+        }
     }
 }

@@ -331,7 +331,7 @@ impl<T: Target> Many<T> {
                 Poll::Pending => at += 1,
                 Poll::Ready((result, keep)) => {
                     let result = Request::judge(io, *call, &keep.borrow(), result);
-                    self.running.swap_remove(at);
+                    drop(self.running.swap_remove(at)); // it has ended
                     self.result = std::mem::replace(&mut self.result, Ok(())).and(result);
                 }
             }

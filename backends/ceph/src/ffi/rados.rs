@@ -38,15 +38,11 @@ library! {
     fn rados_pool_list(RadosT, *mut c_char, size_t) -> c_int;
     fn rados_wait_for_latest_osdmap(RadosT) -> c_int;
     fn rados_blocklist_add(RadosT, *mut c_char, u32) -> c_int;
-    fn rados_get_instance_id(RadosT) -> u64;
     fn rados_ioctx_create(RadosT, Text, *mut IoCtxT) -> c_int;
     fn rados_ioctx_destroy(IoCtxT);
     fn rados_ioctx_set_namespace(IoCtxT, Text);
-    fn rados_ioctx_get_id(IoCtxT) -> i64;
-    fn rados_ioctx_pool_required_alignment2(IoCtxT, *mut u64) -> c_int;
+    fn rados_ioctx_pool_requires_alignment2(IoCtxT, *mut c_int) -> c_int;
     fn rados_read(IoCtxT, Text, *mut c_char, size_t, u64) -> c_int;
-    fn rados_stat(IoCtxT, Text, *mut u64, *mut time_t) -> c_int;
-    fn rados_remove(IoCtxT, Text) -> c_int;
     fn rados_getxattr(IoCtxT, Text, Text, *mut c_char, size_t) -> c_int;
     fn rados_lock_exclusive(IoCtxT, Text, Text, Text, Text, *mut timeval, u8) -> c_int;
     fn rados_unlock(IoCtxT, Text, Text, Text) -> c_int;
@@ -54,11 +50,9 @@ library! {
         IoCtxT, Text, Text, *mut c_int, *mut c_char, *mut size_t, *mut c_char, *mut size_t, *mut c_char, *mut size_t,
         *mut c_char, *mut size_t,
     ) -> ssize_t;
-    fn rados_break_lock(IoCtxT, Text, Text, Text, Text) -> c_int;
     fn rados_aio_create_completion2(*mut c_void, Callback, *mut RadosCompletion) -> c_int;
     fn rados_aio_get_return_value(RadosCompletion) -> c_int;
     fn rados_aio_release(RadosCompletion);
-    fn rados_aio_cancel(IoCtxT, RadosCompletion) -> c_int;
     fn rados_aio_read(IoCtxT, Text, RadosCompletion, *mut c_char, size_t, u64) -> c_int;
     fn rados_aio_write(IoCtxT, Text, RadosCompletion, Text, size_t, u64) -> c_int;
     fn rados_aio_write_op_operate(WriteOpT, IoCtxT, RadosCompletion, Text, *mut time_t, c_int) -> c_int;

@@ -65,7 +65,6 @@ library! {
     fn rbd_update_watch(ImageT, *mut u64, extern "C" fn(*mut c_void), *mut c_void) -> c_int;
     fn rbd_update_unwatch(ImageT, u64) -> c_int;
     fn rbd_lock_acquire(ImageT, c_int) -> c_int;
-    fn rbd_lock_release(ImageT) -> c_int;
     fn rbd_is_exclusive_lock_owner(ImageT, *mut c_int) -> c_int;
     fn rbd_aio_create_completion(*mut c_void, Callback, *mut RbdCompletion) -> c_int;
     fn rbd_aio_get_return_value(RbdCompletion) -> ssize_t;

@@ -1,23 +1,34 @@
 //! A cluster for the tests of a process.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use block_ceph::{Cluster, ClusterOptions};
-use ceph_cluster::{Cluster as Bed, Store};
+use block_ceph::{Cluster, ClusterOptions, CreateOptions, Volume, VolumeSpec};
+use ceph_cluster::{Cluster as Daemons, Store};
 
-/// A cluster, and how to reach it.
-pub struct TestBed {
-    /// The daemons.
-    pub cluster: Bed,
-}
+/// A cluster, where Ceph is installed.
+pub struct TestBed(Option<Daemons>);
 
 impl TestBed {
+    /// Whether there is one. Else that is told, and the test has nothing to do.
+    pub fn is_there(&self) -> bool {
+        if self.0.is_none() {
+            block::testing::cannot_run("ceph: ceph-mon, ceph-osd and ceph-common are not installed");
+        }
+        self.0.is_some()
+    }
+
+    /// Its daemons.
+    pub fn daemons(&self) -> &Daemons {
+        self.0.as_ref().expect("Ceph is there")
+    }
+
     /// How to connect.
     pub fn options(&self) -> ClusterOptions {
         ClusterOptions {
-            conf: self.cluster.conf().to_owned(),
-            keyring: Some(PathBuf::from(self.cluster.keyring())),
+            conf: self.daemons().conf().to_owned(),
+            keyring: Some(PathBuf::from(self.daemons().keyring())),
             ..ClusterOptions::default()
         }
     }
@@ -28,11 +39,32 @@ impl TestBed {
     }
 }
 
-/// This process's cluster.
+/// This process's cluster. It ends with the process.
 pub fn bed() -> &'static TestBed {
     static BED: OnceLock<TestBed> = OnceLock::new();
     BED.get_or_init(|| {
-        let cluster = Bed::builder().store(Store::Memory).start().expect("a cluster");
-        TestBed { cluster }
+        let missing = Daemons::program_is_missing().is_some();
+        TestBed((!missing).then(|| Daemons::builder().store(Store::Memory).start().expect("a cluster")))
     })
+}
+
+/// A name that nothing else of this process has.
+pub fn name(what: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("{what}-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Makes an image in the pool `rbd`; its name.
+pub fn rbd_image(size: &str, more: &[&str]) -> String {
+    let name = name("image");
+    let create = ["create", "--size", size, &format!("rbd/{name}")];
+    bed().daemons().ok("rbd", create.iter().chain(more)).expect("an image");
+    name
+}
+
+/// Makes a volume.
+pub fn volume(pool: &str, name: &str, options: &CreateOptions) -> VolumeSpec {
+    let spec = VolumeSpec { pool: pool.to_owned(), namespace: String::new(), name: name.to_owned() };
+    Volume::create(&bed().connection(), &spec, options).expect("a volume");
+    spec
 }
