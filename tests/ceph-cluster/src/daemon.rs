@@ -103,10 +103,21 @@ impl Daemon {
         self.reap(PATIENCE)
     }
 
-    /// Halts it: it keeps its connections and does not answer.
+    /// Halts it: it keeps its connections and does not answer. When this returns, none of its threads runs.
     pub fn pause(&self) -> Result<()> {
         ensure!(self.signal(Signal::STOP)?, "{} does not run", self.name);
-        Ok(())
+        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
+        // A thread that is on a CPU goes on for a moment.
+        run::wait_for(&format!("{} to halt", self.name), PATIENCE, || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+            let halted = |thread: std::io::Result<fs::DirEntry>| {
+                let state = fs::read_to_string(thread?.path().join("stat"))?;
+                // After the name, which may have anything in it.
+                Ok(state.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+            };
+            let all = threads.map(halted).collect::<std::io::Result<Vec<_>>>()?;
+            Ok(all.into_iter().all(|halted| halted).then_some(()))
+        })
     }
 
     /// Lets it go on.
