@@ -1,14 +1,12 @@
 //! A cluster that does not answer: nothing waits for it but its own I/O, and nothing of what was given up comes late.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::{bed, name, rbd_image, volume};
 use block::testing::{Buffer, poll_once, read, write};
 use block::{Channel, Device, ErrorKind, Op, Reactor, Submission};
 use block_ceph::{ClusterOptions, CreateOptions, RadosDevice, RadosOptions, RbdDevice, RbdOptions};
-use common::{bed, name, rbd_image, volume};
 
 const BLOCK: u32 = 512;
 

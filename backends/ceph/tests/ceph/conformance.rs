@@ -1,10 +1,8 @@
 //! Images and volumes on a real cluster, by the contract of every device.
 
-mod common;
-
+use crate::common::{bed, name, rbd_image, volume};
 use block::conformance::{Suite, all};
 use block_ceph::{CreateOptions, RadosDevice, RadosOptions, RbdDevice, RbdOptions};
-use common::{bed, name, rbd_image, volume};
 
 fn image(block_size: u32, features: &'static [&'static str]) -> Suite {
     Suite::new(move || {
