@@ -154,10 +154,13 @@ enum State<T: Target> {
     Ended,
 }
 
+/// What several calls share.
+type Shares<T> = Rc<RefCell<Keep<T>>>;
+
 /// Calls of one request.
 struct Many<T: Target> {
     /// Let go of one by one as they end.
-    running: Vec<(T::Call, RemoteOp<Rc<RefCell<Keep<T>>>>)>,
+    running: Vec<(T::Call, RemoteOp<Shares<T>>)>,
     result: Result<(), Error>,
 }
 

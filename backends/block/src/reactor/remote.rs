@@ -28,6 +28,7 @@ const SPARE: usize = 1024;
 pub(super) struct Remote {
     ops: RefCell<Ops>,
     inbox: Arc<Inbox<Unparker>>,
+    #[expect(clippy::vec_box, reason = "a note keeps its address: libraries know it")]
     spare: RefCell<Vec<Box<Note<Unparker>>>>,
 }
 

@@ -261,7 +261,7 @@ impl Target for Disk {
         };
         let (at, len) = (u64::from(call.at), call.len as usize);
         self.begin_call(ticket, |completion| match call.what {
-            // SAFETY (of all): the pool is open, which the operation holds until `done` was called, with the buffer. Segments
+            // SAFETY: of this and all that follow: the pool is open, which the operation holds until `done` was called, with the buffer. Segments
             // are mapped while `io` lives; what is written is read before the call returns.
             What::Read => unsafe { (rados.rados_aio_read)(pool, name, completion, memory.cast(), len, at) },
             // SAFETY: as above.

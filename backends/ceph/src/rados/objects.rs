@@ -94,7 +94,7 @@ impl WriteOp {
 
     /// Makes the object; all of it fails with EEXIST if there is one.
     pub(super) fn create(&self) {
-        // SAFETY (of this and all that follow): the operation is there; bytes and texts are copied.
+        // SAFETY: of this and all that follow: the operation is there; bytes and texts are copied.
         unsafe {
             (self.rados.rados_write_op_create)(self.handle, CREATE_EXCLUSIVE as c_int, std::ptr::null())
         };

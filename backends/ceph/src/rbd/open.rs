@@ -125,7 +125,7 @@ fn look(rbd: &Rbd, handle: ImageT, cluster: &Cluster, options: &RbdOptions) -> R
         }
     };
     let (mut size, mut object_size, mut features) = (0, 0, 0);
-    // SAFETY (these and the next): the image is open; what is asked for is written.
+    // SAFETY: of this and the next: the image is open; what is asked for is written.
     check(unsafe { (rbd.rbd_get_size)(handle, &mut size) }).map_err(failed("size"))?;
     // SAFETY: as above.
     check(unsafe { (rbd.rbd_get_stripe_unit)(handle, &mut object_size) }).map_err(failed("layout"))?;

@@ -78,7 +78,7 @@ impl Target for Image {
         let bytes = io.bytes() as usize;
         let memory = buffer.map_or(null_mut(), AlignedBuf::as_ptr);
         let called = match (call, io.segments()) {
-            // SAFETY (of all that follow): the image is open, which the operation holds until `done` was called, with the
+            // SAFETY: of this and all that follow: the image is open, which the operation holds until `done` was called, with the
             // buffer. Segments are mapped while `io` lives, and are read before the call returns.
             (Call::Read { at }, _) => unsafe {
                 (rbd.rbd_aio_read)(handle, at, bytes, memory.cast(), completion)
