@@ -305,7 +305,7 @@ const SLACK: Duration = Duration::from_secs(5);
 /// Addresses with ports in a `mon_host`, as far as they are plain numbers.
 fn addresses(hosts: &str) -> Vec<SocketAddr> {
     let cleaned = hosts.replace("v1:", " ").replace("v2:", " ");
-    let pieces = cleaned.split(|c: char| c == ',' || c == ' ');
+    let pieces = cleaned.split([',', ' ']);
     let plain = pieces.map(|piece| piece.trim_start_matches("[ ").trim_end_matches(']'));
     plain.filter_map(|piece| piece.split('/').next()?.parse().ok()).take(4).collect()
 }
