@@ -4,6 +4,7 @@
 //! `guest_*.rs` boot guests ([`Vm`]); the others need none.
 
 pub mod binary;
+pub mod ceph;
 pub mod control;
 pub mod data;
 pub mod guest;

@@ -143,6 +143,25 @@ impl Server {
         self.child.try_wait().is_ok_and(|status| status.is_none())
     }
 
+    /// Sends it a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the server still runs");
+    }
+
+    /// Ends it as a power cut would.
+    #[track_caller]
+    pub fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.wait();
+    }
+
+    /// Waits until it has ended, as it does after a signal.
+    #[track_caller]
+    pub fn wait_for_end(mut self) -> ExitStatus {
+        self.wait()
+    }
+
     /// Asks it to end, and expects that it does so with status 0. Returns its log.
     #[track_caller]
     pub fn stop(mut self) -> String {
