@@ -6,11 +6,11 @@
 //!   below `target/guest`; nothing is installed on the host and no root is needed.
 //! - [`Guest`] boots such a guest, runs commands in it and plugs disks in and out.
 //!
-//! What it leaves out: guests other than Linux on x86-64, and networks.
+//! What it leaves out: guests other than Linux on x86-64, and networks but a cable between two guests.
 
 mod guest;
 pub mod setup;
 
 pub use guest::spawn::spawn;
-pub use guest::{Accel, Boot, Builder, Firmware, Guest, Output, Running, disk_device};
+pub use guest::{Accel, Boot, Builder, Firmware, Guest, Network, Output, Running, disk_device};
 pub use setup::Assets;

@@ -20,6 +20,9 @@ pub enum Accel {
     Kvm,
 }
 
+/// The image with [`Builder::files`], in the guest's directory.
+pub(super) const FILES: &str = "files.erofs";
+
 /// The first program that the guest runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Boot {
@@ -39,6 +42,15 @@ pub enum Firmware {
     Ovmf,
 }
 
+/// A guest's end of a cable to one other guest, over a Unix socket: nothing else is on it, the host neither.
+#[derive(Clone, Debug)]
+pub enum Network {
+    /// The end that makes the socket.
+    Listens(PathBuf),
+    /// The other end. Its guest can start first.
+    Connects(PathBuf),
+}
+
 /// A guest to be. See [`Guest::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -47,6 +59,8 @@ pub struct Builder {
     accel: Accel,
     boot: Boot,
     disks: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
+    network: Option<Network>,
     spare_ports: usize,
     arguments: Vec<String>,
     cmdline: String,
@@ -62,6 +76,8 @@ impl Builder {
             accel: Accel::default(),
             boot: Boot::default(),
             disks: Vec::new(),
+            files: Vec::new(),
+            network: None,
             spare_ports: 0,
             arguments: Vec::new(),
             cmdline: String::new(),
@@ -104,6 +120,20 @@ impl Builder {
     #[must_use]
     pub fn disk(mut self, socket: impl Into<PathBuf>) -> Self {
         self.disks.push(socket.into());
+        self
+    }
+
+    /// Gives the guest copies of files of the host, read-only, in its directory `/host`: programs above all.
+    #[must_use]
+    pub fn files<P: Into<PathBuf>>(mut self, paths: impl IntoIterator<Item = P>) -> Self {
+        self.files.extend(paths.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds a network interface: `eth0`, once the guest has loaded `virtio_net`, with packets of up to 9000 bytes.
+    #[must_use]
+    pub fn network(mut self, end: Network) -> Self {
+        self.network = Some(end);
         self
     }
 
@@ -168,6 +198,14 @@ impl Builder {
         self.accel == Accel::Kvm
     }
 
+    /// The block device with [`Builder::files`]: it comes after the root.
+    pub(super) fn files_device(&self) -> &'static str {
+        match self.boot {
+            Boot::Kernel => "/dev/vdb",
+            Boot::Firmware(_) => "/dev/vda",
+        }
+    }
+
     /// QEMU's arguments, for a guest whose files are in `directory`.
     pub(super) fn command_line(&self, assets: &Assets, directory: &Path) -> Result<Vec<String>> {
         let (d, mib) = (directory.display(), self.memory_mib);
@@ -203,6 +241,19 @@ impl Builder {
                 line.pair("-drive", format!("if=pflash,format=raw,readonly=on,file={code}"));
                 line.pair("-drive", format!("if=pflash,format=raw,file={}", variables.display()));
             }
+        }
+        if !self.files.is_empty() {
+            line.pair("-drive", format!("file={d}/{FILES},if=none,id=files,format=raw,readonly=on"));
+            line.words("-device virtio-blk-pci,drive=files");
+        }
+        if let Some(end) = &self.network {
+            let (socket, how, mac) = match end {
+                Network::Listens(socket) => (socket, "server=on", "02:00:00:00:00:01"),
+                Network::Connects(socket) => (socket, "server=off,reconnect-ms=100", "02:00:00:00:00:02"),
+            };
+            let socket = socket.display();
+            line.pair("-netdev", format!("stream,id=cable,addr.type=unix,addr.path={socket},{how}"));
+            line.pair("-device", format!("virtio-net-pci,netdev=cable,mac={mac},host_mtu=9000,romfile="));
         }
         for n in 0..self.disks.len() + self.spare_ports {
             line.pair("-device", format!("pcie-root-port,id=port{n},chassis={0},slot={0}", n + 1));

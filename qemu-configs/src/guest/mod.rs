@@ -1,11 +1,12 @@
 //! A running guest.
 
 mod builder;
+mod files;
 mod kvm;
 mod link;
 pub mod spawn;
 
-pub use builder::{Accel, Boot, Builder, Firmware, disk_device};
+pub use builder::{Accel, Boot, Builder, Firmware, Network, disk_device};
 
 use crate::Assets;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -39,6 +40,8 @@ pub struct Guest {
     ports: Mutex<Vec<Option<String>>>,
     reboots: bool,
     kvm: bool,
+    /// The block device with files of the host.
+    files: Option<&'static str>,
     boot_timeout: Duration,
     boot_time: Duration,
     /// Console, sockets, QEMU's standard error. The last field, so the last to go.
@@ -93,6 +96,9 @@ impl Guest {
         let path = directory.path();
         // Listening before QEMU starts: it connects and never has to be waited for.
         let listeners = (UnixListener::bind(path.join("qmp"))?, UnixListener::bind(path.join("agent"))?);
+        if !builder.files.is_empty() {
+            files::pack(assets, &builder.files, &path.join(builder::FILES))?;
+        }
         let stderr = File::create(path.join("stderr"))?;
         let mut command = Command::new(&assets.qemu);
         command.args(builder.command_line(assets, path)?);
@@ -107,6 +113,7 @@ impl Guest {
             ports: Mutex::new(builder.ports()),
             reboots: builder.reboots,
             kvm: builder.kvm(),
+            files: (!builder.files.is_empty()).then(|| builder.files_device()),
             boot_timeout: builder.boot_timeout,
             boot_time: Duration::ZERO,
             directory,
@@ -344,9 +351,14 @@ impl Guest {
 
     fn wait_ready(&self, position: usize) -> Result<()> {
         let deadline = Instant::now() + self.boot_timeout;
-        match self.agent.notice(position, deadline, |notice| notice["ready"] == true) {
-            Ok(_) => Ok(()),
-            Err(silence) => Err(self.silent("boot", &silence)),
+        if let Err(silence) = self.agent.notice(position, deadline, |notice| notice["ready"] == true) {
+            return Err(self.silent("boot", &silence));
+        }
+        match self.files {
+            Some(device) => {
+                self.ok(&format!("mkdir -p /host && mount -t erofs -o ro {device} /host")).map(drop)
+            }
+            None => Ok(()),
         }
     }
 

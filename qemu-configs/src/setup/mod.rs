@@ -6,11 +6,13 @@ mod boot_disk;
 mod cache;
 mod cpio;
 mod host;
+mod image;
 mod kernel;
 mod root;
 
 use anyhow::{Result, bail};
 use cache::Cache;
+use image::Image;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -27,6 +29,8 @@ pub(crate) const BOOT_DISK_ROOT: u32 = 3;
 pub struct Assets {
     /// A QEMU with `vfio-user-pci` (a script around the real program; it execs, so its process id is QEMU's).
     pub qemu: PathBuf,
+    /// Makes file systems (erofs), for files that a guest is to have.
+    pub mkfs_erofs: PathBuf,
     /// OVMF's code, read-only.
     pub ovmf_code: PathBuf,
     /// OVMF's variables: each guest takes a copy.
@@ -51,26 +55,31 @@ struct Plan {
     agent: PathBuf,
     root: PathBuf,
     boot: PathBuf,
+    rdma: PathBuf,
 }
 
 impl Plan {
     fn new(cache: &Cache) -> Result<Self> {
         let host = cache.place("host", &host::recipe());
         let agent = cache.place("agent", &agent::recipe()?);
-        let root = cache.place("root", &(root::recipe() + &name(&agent) + &name(&host)));
+        let image =
+            |image: &Image| cache.place(image.name, &(root::recipe(image) + &name(&agent) + &name(&host)));
+        let (root, rdma) = (image(&image::DISKS), image(&image::RDMA));
         let boot = cache.place("boot", &(boot_disk::recipe() + &name(&root)));
-        Ok(Self { host, agent, root, boot })
+        Ok(Self { host, agent, root, boot, rdma })
     }
 
-    fn assets(&self, cache: &Cache) -> Assets {
+    /// The assets of a guest whose kernel and root are in `root`.
+    fn assets(&self, cache: &Cache, root: &Path) -> Assets {
         let host = host::Prefix::at(&self.host);
         Assets {
             qemu: host.program("qemu-system-x86_64"),
+            mkfs_erofs: host.program("mkfs.erofs"),
             ovmf_code: host.file("usr/share/OVMF/OVMF_CODE_4M.fd"),
             ovmf_vars: host.file("usr/share/OVMF/OVMF_VARS_4M.fd"),
-            kernel: self.root.join("vmlinux"),
-            initramfs: self.root.join("initramfs"),
-            root: self.root.join("root.erofs"),
+            kernel: root.join("vmlinux"),
+            initramfs: root.join("initramfs"),
+            root: root.join("root.erofs"),
             boot_disk: self.boot.join("disk.raw"),
             font: host.file("usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"),
             cache: cache.root().to_owned(),
@@ -88,35 +97,77 @@ impl Assets {
     pub fn locate() -> Result<Self> {
         let cache = Cache::open()?;
         let plan = Plan::new(&cache)?;
-        for directory in [&plan.host, &plan.root, &plan.boot] {
-            if !directory.is_dir() {
-                bail!("{} is not there, or is out of date: run `cargo xtask setup`", directory.display());
-            }
-        }
-        Ok(plan.assets(&cache))
+        present(&[&plan.host, &plan.root, &plan.boot], "cargo xtask setup")?;
+        Ok(plan.assets(&cache, &plan.root))
+    }
+
+    /// The same for the guest with RDMA and Ceph, which [`Assets::setup_rdma`] makes.
+    pub fn locate_rdma() -> Result<Self> {
+        let cache = Cache::open()?;
+        let plan = Plan::new(&cache)?;
+        present(&[&plan.host, &plan.rdma], "cargo xtask setup --rdma")?;
+        Ok(plan.assets(&cache, &plan.rdma))
     }
 
     /// Makes what is missing (about a minute, 200 MB of packages) and says on standard error what it does. Two setups at
     /// once wait for each other; one that was interrupted is repaired by the next.
     pub fn setup() -> Result<Self> {
-        if !cfg!(target_arch = "x86_64") {
-            bail!("the test guest needs an x86-64 host");
-        }
-        let cache = Cache::open()?;
-        let _lock = cache.lock()?;
-        let plan = Plan::new(&cache)?;
-        let apt = apt::Apt::new(&cache);
-        cache.make("QEMU, firmware and tools", &plan.host, |to| host::build(&apt, to))?;
-        cache.make("guest agent", &plan.agent, |to| agent::build(&cache, to))?;
-        let host = host::Prefix::at(&plan.host);
-        cache.make("guest kernel and root image", &plan.root, |to| {
-            root::build(&apt, &host, &plan.agent.join(agent::PROGRAM), to)
-        })?;
-        cache.make("bootable disk", &plan.boot, |to| boot_disk::build(&host, &plan.root, to))?;
-        apt.forget()?;
-        cache.link("qemu-system-x86_64", &host.program("qemu-system-x86_64"))?;
-        Ok(plan.assets(&cache))
+        setup(|work, plan| {
+            let host = host::Prefix::at(&plan.host);
+            work.image("guest kernel and root image", &image::DISKS, &plan.root, plan)?;
+            work.cache.make("bootable disk", &plan.boot, |to| boot_disk::build(&host, &plan.root, to))?;
+            Ok(plan.assets(work.cache, &plan.root))
+        })
     }
+
+    /// The same for a guest with RDMA and Ceph: another minute, 220 MB more of packages.
+    pub fn setup_rdma() -> Result<Self> {
+        setup(|work, plan| {
+            work.image("guest with RDMA and Ceph", &image::RDMA, &plan.rdma, plan)?;
+            Ok(plan.assets(work.cache, &plan.rdma))
+        })
+    }
+}
+
+/// Says how to make what is not there.
+fn present(directories: &[&Path], remedy: &str) -> Result<()> {
+    for directory in directories {
+        if !directory.is_dir() {
+            bail!("{} is not there, or is out of date: run `{remedy}`", directory.display());
+        }
+    }
+    Ok(())
+}
+
+/// What a setup works with.
+struct Work<'a> {
+    cache: &'a Cache,
+    apt: apt::Apt,
+}
+
+impl Work<'_> {
+    fn image(&self, what: &str, image: &Image, place: &Path, plan: &Plan) -> Result<()> {
+        let host = host::Prefix::at(&plan.host);
+        let agent = plan.agent.join(agent::PROGRAM);
+        self.cache.make(what, place, |to| root::build(image, &self.apt, &host, &agent, to))
+    }
+}
+
+/// Makes what every guest needs, then does the rest, alone with the cache.
+fn setup(rest: impl FnOnce(&Work<'_>, &Plan) -> Result<Assets>) -> Result<Assets> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!("the test guest needs an x86-64 host");
+    }
+    let cache = Cache::open()?;
+    let _lock = cache.lock()?;
+    let plan = Plan::new(&cache)?;
+    let work = Work { cache: &cache, apt: apt::Apt::new(&cache) };
+    cache.make("QEMU, firmware and tools", &plan.host, |to| host::build(&work.apt, to))?;
+    cache.make("guest agent", &plan.agent, |to| agent::build(&cache, to))?;
+    let assets = rest(&work, &plan)?;
+    work.apt.forget()?;
+    cache.link("qemu-system-x86_64", &assets.qemu)?;
+    Ok(assets)
 }
 
 /// The workspace's root: that of the running program where cargo started it, else that of its sources. (A build directory

@@ -1,55 +1,27 @@
-//! The guest: its kernel, its root image with the tools that tests call, its initramfs.
+//! Makes a guest: its kernel, its root image with the tools that tests call, its initramfs.
 //!
 //! Debian's packages are unpacked, not installed: no maintainer script runs, so the few files that scripts would make are
-//! written here. What no test needs is left out.
+//! written here. What goes in and what is left out is said by an [`Image`].
 
 use super::apt::{Apt, RELEASE};
 use super::cache::remove;
 use super::cpio::Archive;
 use super::host::Prefix;
+use super::image::Image;
 use super::{kernel, run};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-const PACKAGES: &[&str] = &[
-    // NVMe and most of what a disk test needs is built into the cloud kernel.
-    "linux-image-cloud-amd64",
-    "bash",
-    "bsdextrautils",
-    "coreutils",
-    "dash",
-    "diffutils",
-    "e2fsprogs",
-    "findutils",
-    "fio",
-    "gawk",
-    "grep",
-    "iproute2",
-    "kmod",
-    "mount",
-    "nvme-cli",
-    "pciutils",
-    "procps",
-    "sed",
-    "udev",
-    "util-linux",
-    "xfsprogs",
-];
-
-/// Loaded by the agent before it mounts the root.
-const EARLY_MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_blk", "nvme", "erofs", "overlay"];
-
-/// Left out of the image: a third of its size.
+/// Left out of every image: a third of its size.
 const DROP: &[&str] = &[
     "boot",
     "usr/games",
     "usr/include",
     "usr/lib/initramfs-tools",
-    "usr/lib/python3",
-    "usr/lib/python3.13",
     "usr/lib/systemd/system",
     "usr/lib/x86_64-linux-gnu/dri",
     "usr/lib/x86_64-linux-gnu/gconv",
@@ -95,20 +67,23 @@ const FILES: &[(&str, &str)] = &[
     ("etc/nvme/hostid", "5f1d7c2a-4b39-4c8e-9d06-8a2f3be01c77\n"),
 ];
 
-pub fn recipe() -> String {
-    [include_str!("root.rs"), include_str!("cpio.rs"), include_str!("kernel.rs")].concat()
+pub fn recipe(image: &Image) -> String {
+    [include_str!("root.rs"), include_str!("cpio.rs"), include_str!("kernel.rs"), &format!("{image:?}")].concat()
 }
 
-pub fn build(apt: &Apt, host: &Prefix, agent: &Path, to: &Path) -> Result<()> {
+pub fn build(image: &Image, apt: &Apt, host: &Prefix, agent: &Path, to: &Path) -> Result<()> {
     let tree = to.join("tree");
-    apt.unpack(RELEASE, PACKAGES, &tree)?;
+    apt.unpack(RELEASE, image.packages, &tree)?;
     let version = kernel_version(&tree)?;
     let compressed = to.join("vmlinuz");
     fs::rename(tree.join(format!("boot/vmlinuz-{version}")), &compressed)?;
     kernel::extract(host, &compressed, &to.join("vmlinux"))?;
-    complete(&tree)?;
-    modules(host, &tree, &version)?;
-    initramfs(host, &tree, &version, agent, &to.join("initramfs"))?;
+    complete(image, &tree)?;
+    modules(image, host, &tree, &version)?;
+    if image.python {
+        compile_python(&tree)?;
+    }
+    initramfs(image, host, &tree, &version, agent, &to.join("initramfs"))?;
     run(host
         .command("mkfs.erofs")
         .args(["--quiet", "-zlz4", "-T0", "--all-root", "-U", "clear"])
@@ -127,8 +102,9 @@ fn kernel_version(tree: &Path) -> Result<String> {
 }
 
 /// Drops what is not needed and adds what no package brings.
-fn complete(tree: &Path) -> Result<()> {
-    for path in DROP {
+fn complete(image: &Image, tree: &Path) -> Result<()> {
+    let python: &[&str] = if image.python { &[] } else { &["usr/lib/python3", "usr/lib/python3.13"] };
+    for path in DROP.iter().chain(python).chain(image.drop) {
         remove(&tree.join(path))?;
     }
     for directory in ["boot", "dev", "etc/nvme", "mnt", "proc", "ro", "root", "run", "sys", "tmp", "var/tmp"]
@@ -147,9 +123,9 @@ fn complete(tree: &Path) -> Result<()> {
 }
 
 /// Unpacks the modules (an emulated CPU is slow at xz) and writes their index.
-fn modules(host: &Prefix, tree: &Path, version: &str) -> Result<()> {
+fn modules(image: &Image, host: &Prefix, tree: &Path, version: &str) -> Result<()> {
     let directory = tree.join("usr/lib/modules").join(version);
-    for path in DROP_MODULES {
+    for path in DROP_MODULES.iter().chain(image.drop_modules) {
         remove(&directory.join("kernel").join(path))?;
     }
     for link in ["build", "source"] {
@@ -161,6 +137,17 @@ fn modules(host: &Prefix, tree: &Path, version: &str) -> Result<()> {
         run(host.command("xz").args(["-d", "-T0"]).args(some))?;
     }
     run(host.command("depmod").arg("-b").arg(tree).arg(version))
+}
+
+/// Compiles Python's modules, as maintainer scripts would: in a guest that takes seconds each time a program starts. The
+/// image's own Python does it; its results hold whatever times the files have.
+fn compile_python(tree: &Path) -> Result<()> {
+    let libraries = tree.join("usr/lib/x86_64-linux-gnu");
+    let mut python = Command::new(tree.join("usr/lib64/ld-linux-x86-64.so.2"));
+    python.arg("--library-path").arg(libraries).arg(tree.join("usr/bin/python3.13"));
+    python.env("PYTHONHOME", tree.join("usr")).args(["-S", "-m", "compileall", "-q"]);
+    python.args(["--invalidation-mode", "unchecked-hash", "-s"]).arg(tree);
+    run(python.args(["usr/lib/python3", "usr/lib/python3.13"].map(|path| tree.join(path))))
 }
 
 fn find(directory: &Path, extension: &str, found: &mut Vec<PathBuf>) -> Result<()> {
@@ -185,7 +172,14 @@ fn module_path(text: &str) -> Option<&str> {
 }
 
 /// The agent as /init, and the early modules in the order in which they load.
-fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path) -> Result<()> {
+fn initramfs(
+    image: &Image,
+    host: &Prefix,
+    tree: &Path,
+    version: &str,
+    agent: &Path,
+    to: &Path,
+) -> Result<()> {
     let mut archive = Archive::new(BufWriter::new(File::create(to)?));
     for name in ["dev", "proc", "sys", "ro", "rw", "new", "run", "modules"] {
         archive.directory(name)?;
@@ -194,7 +188,7 @@ fn initramfs(host: &Prefix, tree: &Path, version: &str, agent: &Path, to: &Path)
     let mut order: Vec<String> = Vec::new();
     // This machine's modprobe.d is not the guest's.
     let no_configuration = tempfile::tempdir()?;
-    for module in EARLY_MODULES {
+    for module in image.early_modules {
         let output = host
             .command("modprobe")
             .arg("--config")

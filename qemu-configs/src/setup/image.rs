@@ -1,0 +1,87 @@
+//! What the guests are made of: one description for each image.
+
+/// An image, in words of its parts.
+#[derive(Debug)]
+pub struct Image {
+    /// Its name in the cache.
+    pub name: &'static str,
+    /// Debian's packages, which come with all that they depend on.
+    pub packages: &'static [&'static str],
+    /// It has Python.
+    pub python: bool,
+    /// What it leaves out besides what all leave out.
+    pub drop: &'static [&'static str],
+    /// The same of its kernel's modules.
+    pub drop_modules: &'static [&'static str],
+    /// Loaded by the agent before it mounts the root.
+    pub early_modules: &'static [&'static str],
+}
+
+/// The guest of most tests: small, and with everything for disks.
+pub const DISKS: Image = Image {
+    name: "root",
+    packages: &[
+        // NVMe and most of what a disk test needs is built into the cloud kernel.
+        "linux-image-cloud-amd64",
+        "bash",
+        "bsdextrautils",
+        "coreutils",
+        "dash",
+        "diffutils",
+        "e2fsprogs",
+        "findutils",
+        "fio",
+        "gawk",
+        "grep",
+        "iproute2",
+        "kmod",
+        "mount",
+        "nvme-cli",
+        "pciutils",
+        "procps",
+        "sed",
+        "udev",
+        "util-linux",
+        "xfsprogs",
+    ],
+    python: false,
+    drop: &[],
+    drop_modules: &[],
+    early_modules: &["virtio_pci", "virtio_console", "virtio_blk", "nvme", "erofs", "overlay"],
+};
+
+/// A guest with RDMA (rdma_rxe, which the cloud kernel lacks) and Ceph, servers and clients.
+pub const RDMA: Image = Image {
+    name: "rdma",
+    packages: &[
+        "linux-image-amd64",
+        "bash",
+        "ceph-common", // written in Python, the `ceph` program
+        "ceph-mon",
+        "ceph-osd",
+        "coreutils",
+        "dash",
+        "diffutils",
+        "findutils",
+        "fio",
+        "gawk",
+        "grep",
+        "ibverbs-providers",
+        "ibverbs-utils",
+        "iproute2",
+        "iputils-ping",
+        "kmod",
+        "librados2",
+        "librbd1",
+        "mount",
+        "procps",
+        "rdma-core",
+        "rdmacm-utils",
+        "sed",
+        "util-linux",
+    ],
+    python: true,
+    drop: &[],
+    drop_modules: &[],
+    early_modules: &["virtio_pci", "virtio_console", "virtio_blk", "crc32c_generic", "erofs", "overlay"],
+};
