@@ -1,4 +1,4 @@
-//! Where the `quarry` program is.
+//! Where the programs under test are.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,11 +13,18 @@ pub fn quarry() -> &'static PathBuf {
             assert!(path.is_file(), "QUARRY_BIN is {}, which is no file", path.display());
             path
         }
-        None => build(),
+        None => build("quarry"),
     })
 }
 
-fn build() -> PathBuf {
+/// The program `ceph-cluster`, built by cargo beside this test.
+pub fn ceph_cluster() -> &'static PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| build("ceph-cluster"))
+}
+
+/// Builds the program of the package of the same name.
+fn build(name: &str) -> PathBuf {
     // target/PROFILE/deps/TEST-HASH: the program belongs to target/PROFILE.
     let test = std::env::current_exe().expect("the path of this test");
     let profile_dir = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").to_owned();
@@ -32,9 +39,9 @@ fn build() -> PathBuf {
             "build",
             "--quiet",
             "--package",
-            "quarry",
+            name,
             "--bin",
-            "quarry",
+            name,
             "--profile",
             profile,
             "--target-dir",
@@ -42,13 +49,13 @@ fn build() -> PathBuf {
         .arg(&target_dir)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
-        .expect("cargo runs; or set QUARRY_BIN to the program");
+        .expect("cargo runs; or set QUARRY_BIN to the program under test");
     assert!(
         output.status.success(),
-        "the program under test does not build (or set QUARRY_BIN):\n{}",
+        "{name} does not build (for quarry there is QUARRY_BIN):\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let path = profile_dir.join("quarry");
-    assert!(path.is_file(), "cargo built no {}; set QUARRY_BIN", path.display());
+    let path = profile_dir.join(name);
+    assert!(path.is_file(), "cargo built no {}", path.display());
     path
 }

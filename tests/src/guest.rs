@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use qemu_configs::{Builder, Guest, Running};
+use qemu_configs::{Assets, Builder, Guest, Running};
 use serde_json::Value;
 
 /// How long anything may take that is no boot: a processor may be shared with much else.
@@ -21,7 +21,18 @@ impl Vm {
     /// Boots.
     #[track_caller]
     pub fn start(builder: Builder) -> Self {
-        match builder.start() {
+        Self::of(builder.start())
+    }
+
+    /// Boots another image than the usual one.
+    #[track_caller]
+    pub fn start_with(builder: Builder, assets: &Assets) -> Self {
+        Self::of(builder.start_with(assets))
+    }
+
+    #[track_caller]
+    fn of(started: anyhow::Result<Guest>) -> Self {
+        match started {
             Ok(guest) => {
                 println!("booted in {:?}", guest.boot_time());
                 Self(guest)
