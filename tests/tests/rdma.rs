@@ -23,6 +23,8 @@ const DATA: u64 = 4 << 20;
 const PACKET: u64 = 4096;
 /// TCP's packets in one guest, which go over the loopback device.
 const LOOPBACK_MTU: u64 = 1500;
+/// Memory for RDMA is pinned, which Ceph wants to be free to do.
+const LIMITS: &str = "ulimit -l unlimited; ulimit -n 65536";
 /// For what a cluster does on an emulated CPU beside much else.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -114,7 +116,7 @@ impl Node {
             all
         });
         let command = format!(
-            "ulimit -n 65536; /host/ceph-cluster run --dir /tmp/c --address {} --memory --osds {osds}{options} -- \
+            "{LIMITS}; /host/ceph-cluster run --dir /tmp/c --address {} --memory --osds {osds}{options} -- \
              sh -c 'touch /tmp/ready; until [ -e /tmp/enough ]; do sleep 0.1; done'; code=$?; touch /tmp/over; exit $code",
             self.ip()
         );
@@ -135,7 +137,7 @@ impl Node {
     /// A line of shell for the cluster.
     #[track_caller]
     fn ceph(&self, command: &str) -> String {
-        self.vm.ok(&format!("export CEPH_CONF=/tmp/c/ceph.conf; {command}"))
+        self.vm.ok(&format!("{LIMITS}; export CEPH_CONF=/tmp/c/ceph.conf; {command}"))
     }
 
     fn traffic(&self) -> Traffic {
@@ -234,8 +236,9 @@ impl Node {
     }
 
     fn begin_quarry(&self) -> Running {
-        let command = "echo $$ > /run/quarry.pid; exec /host/quarry serve /tmp/quarry.toml 2>&1";
-        let running = self.vm.guest().begin(command, PATIENCE).expect("the guest takes commands");
+        let command =
+            format!("{LIMITS}; echo $$ > /run/quarry.pid; exec /host/quarry serve /tmp/quarry.toml 2>&1");
+        let running = self.vm.guest().begin(&command, PATIENCE).expect("the guest takes commands");
         // 00010000: it listens.
         let gone = "! kill -0 $(cat /run/quarry.pid)";
         self.vm.wait_for(&format!("grep -q '00010000 .* /run/vm.sock$' /proc/net/unix || {gone}"));

@@ -83,9 +83,10 @@ impl Cache {
     }
 }
 
-/// Removes a directory with all that is in it, if it is there.
+/// Removes a file, or a directory with all that is in it, if it is there.
 pub fn remove(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(path.display().to_string()),
         _ => Ok(()),
     }

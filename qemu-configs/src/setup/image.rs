@@ -9,7 +9,7 @@ pub struct Image {
     pub packages: &'static [&'static str],
     /// It has Python.
     pub python: bool,
-    /// What it leaves out besides what all leave out.
+    /// Files and directories that it leaves out, besides what all leave out.
     pub drop: &'static [&'static str],
     /// The same of its kernel's modules.
     pub drop_modules: &'static [&'static str],
@@ -81,7 +81,19 @@ pub const RDMA: Image = Image {
         "util-linux",
     ],
     python: true,
-    drop: &[],
-    drop_modules: &[],
-    early_modules: &["virtio_pci", "virtio_console", "virtio_blk", "crc32c_generic", "erofs", "overlay"],
+    drop: &[
+        // Of Ceph, what is for repairs, other daemons and other clients.
+        "usr/bin/ceph-bluestore-tool",
+        "usr/bin/ceph-kvstore-tool",
+        "usr/bin/ceph-monstore-tool",
+        "usr/bin/ceph-objectstore-tool",
+        "usr/bin/ceph-osdomap-tool",
+        "usr/bin/ceph-syn",
+        "usr/bin/cephfs-data-scan",
+        "usr/bin/cephfs-journal-tool",
+        "usr/bin/cephfs-table-tool",
+        "usr/bin/radosgw-admin",
+    ],
+    drop_modules: &["arch/x86/kvm", "drivers/firmware", "drivers/md", "drivers/net/can", "drivers/power"],
+    early_modules: &["virtio_pci", "virtio_console", "virtio_blk", "crc32c_generic", "configfs", "erofs", "overlay"],
 };
