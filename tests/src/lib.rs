@@ -1,7 +1,7 @@
 //! What the end-to-end tests share: [`Server`], a running `quarry`, and small helpers around `nvme-driver`.
 //!
 //! The tests in `tests/` run the real program in a process of its own and come in through its sockets. Those of
-//! `guest_*.rs` boot guests ([`Vm`]); the others need none.
+//! `guest_*.rs` and `rdma.rs` boot guests ([`Vm`]); the others need none.
 
 pub mod binary;
 pub mod ceph;

@@ -25,8 +25,9 @@ enum Task {
     /// Brings what a fresh machine lacks, and says what was already there
     ///
     /// Debian packages (as root), Ceph's among them, cargo-nextest, cargo-fuzz, and everything that the test guest is
-    /// made of: a QEMU with vfio-user, firmware, a kernel, a root image, a bootable disk. Those are made of Debian's
-    /// packages below target/guest; nothing of them is installed. A second setup does nothing and is instant.
+    /// made of: a QEMU with vfio-user, firmware, a kernel, a root image, a bootable disk; and a kernel and a root image
+    /// with RDMA and Ceph. Those are made of Debian's packages below target/guest; nothing of them is installed. A second
+    /// setup does nothing and is instant.
     Setup,
     /// Boots a virtual machine on a disk that Quarry serves, and measures the disk in it
     ///
@@ -41,7 +42,7 @@ enum Task {
     /// Runs every test: crates, guests, documentation, loom models, fuzz targets
     ///
     /// Ends with one line, "N passed, N failed". What cannot run on this machine is counted as skipped, or as failed
-    /// where CI=true. QUARRY_FUZZ_SECONDS sets the time for each fuzz target (60).
+    /// where CI=true. With --rdma it runs Ceph over RDMA, in guests, and nothing else. QUARRY_FUZZ_SECONDS sets the time for each fuzz target (60).
     Test(test::Test),
     /// Measures Quarry beside SPDK's figures and beside what the machine allows
     ///

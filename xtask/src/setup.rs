@@ -33,7 +33,8 @@ pub fn everything() -> Result<()> {
     ceph()?;
     tool(NEXTEST)?;
     tool(FUZZ)?;
-    images().map(drop)
+    images()?;
+    rdma_image().map(drop)
 }
 
 /// Debian packages of the host.
@@ -91,4 +92,9 @@ fn has(tool: &str) -> bool {
 /// What the guest is made of.
 pub fn images() -> Result<Assets> {
     Assets::setup()
+}
+
+/// What the guest with RDMA and Ceph is made of.
+pub fn rdma_image() -> Result<Assets> {
+    Assets::setup_rdma()
 }

@@ -11,7 +11,8 @@ pub fn pack(assets: &Assets, files: &[PathBuf], image: &Path) -> Result<()> {
     let beside = image.parent().context("the image lies in a directory")?;
     let tree = tempfile::tempdir_in(beside)?;
     for file in files {
-        let to = tree.path().join(file.file_name().with_context(|| format!("{} is no file", file.display()))?);
+        let to =
+            tree.path().join(file.file_name().with_context(|| format!("{} is no file", file.display()))?);
         if to.exists() {
             bail!("two files for the guest have the name of {}", file.display());
         }

@@ -95,5 +95,13 @@ pub const RDMA: Image = Image {
         "usr/bin/radosgw-admin",
     ],
     drop_modules: &["arch/x86/kvm", "drivers/firmware", "drivers/md", "drivers/net/can", "drivers/power"],
-    early_modules: &["virtio_pci", "virtio_console", "virtio_blk", "crc32c_generic", "configfs", "erofs", "overlay"],
+    early_modules: &[
+        "virtio_pci",
+        "virtio_console",
+        "virtio_blk",
+        "crc32c_generic",
+        "configfs",
+        "erofs",
+        "overlay",
+    ],
 };

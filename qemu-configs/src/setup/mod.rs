@@ -105,7 +105,7 @@ impl Assets {
     pub fn locate_rdma() -> Result<Self> {
         let cache = Cache::open()?;
         let plan = Plan::new(&cache)?;
-        present(&[&plan.host, &plan.rdma], "cargo xtask setup --rdma")?;
+        present(&[&plan.host, &plan.rdma], "cargo xtask setup")?;
         Ok(plan.assets(&cache, &plan.rdma))
     }
 
@@ -120,7 +120,7 @@ impl Assets {
         })
     }
 
-    /// The same for a guest with RDMA and Ceph: another minute, 220 MB more of packages.
+    /// The same for a guest with RDMA and Ceph: about a minute, 250 MB of packages.
     pub fn setup_rdma() -> Result<Self> {
         setup(|work, plan| {
             work.image("guest with RDMA and Ceph", &image::RDMA, &plan.rdma, plan)?;

@@ -68,7 +68,8 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 pub fn recipe(image: &Image) -> String {
-    [include_str!("root.rs"), include_str!("cpio.rs"), include_str!("kernel.rs"), &format!("{image:?}")].concat()
+    [include_str!("root.rs"), include_str!("cpio.rs"), include_str!("kernel.rs"), &format!("{image:?}")]
+        .concat()
 }
 
 pub fn build(image: &Image, apt: &Apt, host: &Prefix, agent: &Path, to: &Path) -> Result<()> {

@@ -50,7 +50,7 @@ impl Failures {
 
 /// The test whose end a line tells, and whether it failed:
 /// `        FAIL [   0.133s] (342/513) quarry-tests::data_errors memory_with_limits`
-fn outcome(line: &str) -> Option<(&str, bool)> {
+pub fn outcome(line: &str) -> Option<(&str, bool)> {
     let (word, rest) = line.trim_start().split_once(" [")?;
     let (time, test) = rest.split_once("] ")?;
     let seconds = time.trim().trim_start_matches('>').strip_suffix('s')?;

@@ -11,6 +11,7 @@ use crate::setup;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use failures::Failures;
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -27,6 +28,9 @@ pub struct Test {
     /// Leave out what takes minutes: guests, loom models, fuzz targets
     #[arg(long)]
     quick: bool,
+    /// Run only Ceph over RDMA: guests with a cluster whose messenger is `async+rdma`, and its clients
+    #[arg(long, conflicts_with_all = ["quick", "filter"])]
+    rdma: bool,
     /// Before the tests, what `cargo xtask check` does; counted as one of them
     #[arg(long)]
     check: bool,
@@ -56,16 +60,21 @@ impl Test {
 
     fn all(&self, tally: &mut Tally) -> Result<()> {
         setup::packages()?;
-        setup::ceph()?;
         setup::tool(setup::NEXTEST)?;
-        setup::images()?;
+        if self.is_everything() || self.rdma {
+            setup::rdma_image()?;
+        }
+        if !self.rdma {
+            setup::ceph()?;
+            setup::images()?;
+        }
         let quarry = build_quarry()?;
         self.nextest(&quarry, tally)?;
-        if self.filter.is_empty() {
+        if self.filter.is_empty() && !self.rdma {
             documentation(tally)?;
             counts(tally);
         }
-        if self.filter.is_empty() && !self.quick {
+        if self.is_everything() {
             loom(tally)?;
             sanitizer::run(tally)?;
             fuzz::run(tally)?;
@@ -73,20 +82,37 @@ impl Test {
         Ok(())
     }
 
+    /// Nothing is left out.
+    fn is_everything(&self) -> bool {
+        !self.quick && !self.rdma && self.filter.is_empty()
+    }
+
     fn nextest(&self, quarry: &Path, tally: &mut Tally) -> Result<()> {
-        let mut command = cargo(["nextest", "run", "--workspace", "--no-fail-fast"]);
+        let mut command = cargo(["nextest", "run", "--no-fail-fast"]);
+        match self.rdma {
+            true => command.args(["-p", "quarry-tests", "--test", "rdma"]),
+            false => command.arg("--workspace"),
+        };
         if self.quick {
-            command.args(["-E", "not binary(/^guest/)"]);
+            command.args(["-E", "not binary(/^guest|^rdma/)"]);
         }
         let skips = target().join("skips");
         let _ = std::fs::remove_file(&skips);
         command.args(&self.filter).env("QUARRY_BIN", quarry).env("QUARRY_SKIPS", &skips);
-        let (mut summary, mut failures) = (None, Failures::default());
+        let (mut summary, mut failures, mut rdma) = (None, Failures::default(), HashSet::new());
         let status = watch(&mut command, |line| {
             summary = tally::nextest(line).or(summary);
             failures.look(line);
+            if let Some((test, _)) = failures::outcome(line).filter(|(test, _)| test.contains("::rdma ")) {
+                rdma.insert(test.to_owned());
+            }
         })?;
         let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
+        let ran = rdma.len().saturating_sub(skipped.lines().filter(|what| what.starts_with("RDMA")).count());
+        tally.note(match ran {
+            0 => "Ceph over RDMA was not tested: `cargo xtask test --rdma` does that alone".to_owned(),
+            n => format!("Ceph over RDMA was tested ({n} tests with guests)"),
+        });
         match summary {
             Some(mut counts) => {
                 // To nextest they passed.

@@ -25,6 +25,7 @@ pub struct Tally {
     counts: Counts,
     failures: Vec<String>,
     missing: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Tally {
@@ -65,8 +66,16 @@ impl Tally {
         self.counts.skipped += count;
     }
 
+    /// Something to know that is neither good nor bad.
+    pub fn note(&mut self, what: String) {
+        self.notes.push(what);
+    }
+
     /// Prints the sum as the last line and returns the number of failures.
     pub fn finish(mut self, ci: bool) -> u32 {
+        for note in &self.notes {
+            println!("NOTE    {note}");
+        }
         for failure in &self.failures {
             println!("FAILED  {failure}");
         }
