@@ -5,6 +5,8 @@
 use anyhow::Result;
 use qemu_configs::{Assets, Boot, Firmware, Guest};
 use serde_json::json;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -52,6 +54,26 @@ fn guest_runs_commands_and_fio() -> Result<()> {
         guest.ok(&format!("command -v {tool}"))?;
     }
     assert!(guest.poweroff()?.success());
+    Ok(())
+}
+
+#[test]
+fn guest_has_files_of_the_host_again_after_a_restart() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let program = directory.path().join("program");
+    fs::write(&program, "#!/bin/sh\necho it runs\n")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let guest = Guest::builder().files([&program]).reboots(true).start()?;
+    assert_eq!(guest.ok("/host/program")?, "it runs\n");
+    assert!(guest.ok("echo > /host/program").is_err(), "it cannot be written");
+    guest.reboot()?;
+    assert_eq!(guest.ok("/host/program")?, "it runs\n");
+    assert!(guest.poweroff()?.success());
+
+    let twice = Guest::builder().files([&program, &program]).start();
+    assert!(twice.is_err_and(|e| e.to_string().contains("two files")));
+    let missing = Guest::builder().files(["/no/such/file"]).start();
+    assert!(missing.is_err_and(|e| e.to_string().contains("/no/such/file")));
     Ok(())
 }
 
