@@ -111,10 +111,13 @@ impl Node {
 
     /// Starts a cluster and returns when it works; [`Node::end_cluster`] ends it.
     fn begin_cluster(&self, osds: u32) -> Running {
-        let options = self.messenger().into_iter().fold(String::new(), |mut all, (key, value)| {
-            let _ = write!(all, " --option {key}={value}");
-            all
-        });
+        // On an emulated CPU beside much else an OSD is late, not dead.
+        let patient = ["osd_heartbeat_grace", "mon_osd_report_timeout"].map(|key| (key, "300".to_owned()));
+        let options =
+            self.messenger().into_iter().chain(patient).fold(String::new(), |mut all, (key, value)| {
+                let _ = write!(all, " --option {key}={value}");
+                all
+            });
         let command = format!(
             "{LIMITS}; /host/ceph-cluster run --dir /tmp/c --address {} --memory --osds {osds}{options} -- \
              sh -c 'touch /tmp/ready; until [ -e /tmp/enough ]; do sleep 0.1; done'; code=$?; touch /tmp/over; exit $code",
