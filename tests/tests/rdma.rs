@@ -225,14 +225,16 @@ impl Node {
         });
         format!(
             r#"
-            [devices.disk]
-            type = "rbd"
-            pool = "rbd"
-            image = "demo"
+            [clusters.rdma]
             conf = "/tmp/c/plain.conf"
             user = "admin"
-            [devices.disk.options]
+            [clusters.rdma.options]
             {options}
+            [devices.disk]
+            type = "rbd"
+            cluster = "rdma"
+            pool = "rbd"
+            image = "demo"
             [controllers.vm]
             socket = "/run/vm.sock"
             namespaces = [{{ device = "disk" }}]
