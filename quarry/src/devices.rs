@@ -8,6 +8,7 @@ use block::fault::{FaultDevice, Rule};
 use block_file::{FileDevice, FileOptions};
 use block_memory::{MemoryDevice, NullDevice};
 
+use crate::ceph;
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
 use crate::config::model::{
@@ -20,7 +21,7 @@ pub type Devices = BTreeMap<String, Arc<dyn Device>>;
 
 /// Opens every device of a checked configuration.
 pub fn open(config: &Config) -> Result<Devices, StartError> {
-    let mut open = Devices::new();
+    let mut open = ceph::open(config)?;
     for name in config.devices.keys() {
         ensure(name, config, &mut open)?;
     }
@@ -43,6 +44,10 @@ fn ensure(name: &str, config: &Config, open: &mut Devices) -> Result<Arc<dyn Dev
             Arc::new(NullDevice::with_block_size(plain.size.value, plain.block_size.value).map_err(failed)?)
         }
         DeviceKind::File(file) => open_file(file)?,
+        // Open already, unless their cluster is missing.
+        DeviceKind::Rbd(_) | DeviceKind::Rados(_) => {
+            return Err(StartError::new(&device.spot, "there is no cluster for it"));
+        }
         DeviceKind::Fault(fault) => {
             let inner = ensure(&fault.on.value, config, open)?;
             over_faults(fault, inner)

@@ -5,6 +5,7 @@
 //!   that is inherited has the name that it is bound to, as if it had been made here.
 //! - A file's namespace UUID comes from the file's absolute path alone: the data is the disk, wherever it is
 //!   plugged in.
+//! - What a device itself says its data is known by, as images on Ceph do, is all that their UUID comes from.
 //! - Memory and null have no contents to recognise: their UUID comes from the NQN and the device's name.
 //! - A layer passes on the identity of what it stands on.
 
@@ -68,7 +69,12 @@ pub fn sockets_of<'s>(name: &str, config: &Config, socket_of: impl Fn(&str) -> &
     controllers.map(|(name, _)| socket_of(name)).collect()
 }
 
-/// The UUID of a namespace over `device` in the subsystem `nqn`.
+/// The UUID of a namespace over a device that tells what its data is known by ([`block::Device::identity`]).
+pub fn data(identity: &str) -> Uuid {
+    derive(&[b"identity", identity.as_bytes()])
+}
+
+/// The UUID of a namespace over `device`, which does not tell what its data is known by, in the subsystem `nqn`.
 pub fn namespace(nqn: &str, device: &str, config: &Config) -> Uuid {
     let mut name = device;
     // Ends: a checked graph has no circles.
@@ -124,6 +130,12 @@ mod tests {
             "70026875-5d5b-50f7-8fda-ec1c1c5a03db"
         );
         assert_ne!(namespace(&identity.nqn, "m", &config), namespace("another", "m", &config));
+    }
+
+    #[test]
+    fn identities_of_data_never_change() {
+        assert_eq!(data("rbd/CLUSTER/IMAGE").to_string(), "f58791b4-c92c-575d-aa02-85f335e8faaf");
+        assert_ne!(data("rbd/a"), data("rbd/b"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! [`reactor`]), and the [command line](cli), so that tests can start servers in process.
 
 pub mod affinity;
+pub mod ceph;
 pub mod cli;
 pub mod config;
 pub mod control;

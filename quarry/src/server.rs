@@ -30,18 +30,26 @@ pub const DETACH_DEADLINE: Duration = Duration::from_secs(5);
 pub struct StartError {
     key: String,
     message: String,
+    help: Option<String>,
 }
 
 impl StartError {
     /// Something at `spot` failed because of `cause`.
     pub fn new(spot: &Spot, cause: impl fmt::Display) -> Self {
-        Self { key: spot.key.clone(), message: cause.to_string() }
+        Self { key: spot.key.clone(), message: cause.to_string(), help: None }
+    }
+
+    /// With what to do about it.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
     }
 }
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.message)
+        write!(f, "{}: {}", self.key, self.message)?;
+        self.help.iter().try_for_each(|help| write!(f, "; {help}"))
     }
 }
 
@@ -307,6 +315,7 @@ fn build_subsystem(
     })
     .map_err(|error| StartError::new(&config.spot, error))?;
     let (mut shown, mut named) = (Vec::new(), BTreeMap::new());
+    let mut uuids: BTreeMap<uuid::Uuid, &Spot> = BTreeMap::new();
     // Chosen identifiers first, so that none is given away as the lowest free one.
     let mut in_order: Vec<_> = config.namespaces.iter().collect();
     in_order.sort_by_key(|namespace| namespace.nsid.is_none());
@@ -315,10 +324,17 @@ fn build_subsystem(
         let device = devices
             .get(device_name)
             .ok_or_else(|| StartError::new(&namespace.device.spot, "there is no such device"))?;
-        let uuid = match &namespace.uuid {
-            Some(uuid) => uuid.value,
-            None => identity::namespace(&nqn, device_name, whole),
+        let uuid = match (&namespace.uuid, device.identity()) {
+            (Some(uuid), _) => uuid.value,
+            (None, Some(data)) => identity::data(&data),
+            (None, None) => identity::namespace(&nqn, device_name, whole),
         };
+        // What is one on a cluster may have two names.
+        if let Some(first) = uuids.insert(uuid, &namespace.device.spot) {
+            let cause = format!("this disk has the UUID of {}: both are the same data", first.key);
+            return Err(StartError::new(&namespace.device.spot, cause)
+                .help("give one of them another: uuid = \"...\", as `uuidgen` prints it"));
+        }
         let info = device.info();
         let nsid = subsystem
             .add_namespace(NamespaceConfig {

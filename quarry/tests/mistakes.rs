@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use quarry::config::model::DeviceKind;
 use quarry::config::{Machine, Severity, load};
 
 fn machine() -> Machine {
@@ -89,17 +91,63 @@ fn a_good_configuration_has_no_diagnostics() {
 }
 
 #[test]
+fn clusters_and_what_is_on_them_are_read() {
+    let text = include_str!("good.toml");
+    let config = load("/tmp/good.toml", text, &machine()).expect("good").config;
+    let options = &config.clusters["main"].options;
+    assert_eq!(options.conf, Path::new("/etc/ceph/ceph.conf"));
+    assert_eq!(options.keyring.as_deref(), Some(Path::new("/tmp/quarry.keyring")));
+    assert_eq!(options.user, "quarry");
+    assert_eq!(
+        (options.timeout, options.io_timeout),
+        (Duration::from_secs(10), Some(Duration::from_secs(60)))
+    );
+    assert_eq!(options.images_per_connection, 16);
+    let given: Vec<(&str, &str)> =
+        options.options.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let expected =
+        [("ms_async_op_threads", "2"), ("ms_type", "async+posix"), ("rbd_balance_snap_reads", "true")];
+    assert_eq!(given, expected);
+    let DeviceKind::Rbd(image) = &config.devices["image"].kind else { panic!() };
+    let image = image.options();
+    assert_eq!((image.spec().as_str(), image.read_only), ("rbd/tenant/vm-1", false));
+    assert_eq!((image.block_size, image.in_flight, image.lock), (4096, 16 << 20, block_ceph::Lock::Keep));
+    let DeviceKind::Rbd(snapshot) = &config.devices["snapshot"].kind else { panic!() };
+    assert_eq!((snapshot.options().spec().as_str(), snapshot.options().read_only), ("rbd/vm-1@daily", true));
+    let DeviceKind::Rados(volume) = &config.devices["volume"].kind else { panic!() };
+    let volume = volume.options();
+    assert_eq!((volume.volume.pool.as_str(), volume.volume.name.as_str()), ("fast", "vm-1"));
+    assert_eq!((volume.read_only, volume.in_flight), (true, 64 << 20));
+}
+
+#[test]
+fn without_a_cluster_there_is_the_usual_one() {
+    let text = "[devices.a]\ntype = \"rbd\"\npool = \"rbd\"\nimage = \"a\"\n\
+                [controllers.vm]\nsocket = \"/tmp/vm.sock\"\nnamespaces = [{ device = \"a\" }]\n";
+    let config = load("quarry.toml", text, &machine()).expect("good").config;
+    let device = &config.devices["a"];
+    let cluster = config.cluster(device.kind.place().unwrap(), &device.spot).expect("a cluster");
+    assert_eq!(cluster.options, block_ceph::ClusterOptions::default());
+    // The only one is meant, whatever its name.
+    let config =
+        load("quarry.toml", &format!("[clusters.x]\nuser = \"me\"\n{text}"), &machine()).expect("good");
+    assert_eq!(config.report.diagnostics, []);
+    let cluster = config.config.cluster(device.kind.place().unwrap(), &device.spot).expect("a cluster");
+    assert_eq!(cluster.options.user, "me");
+}
+
+#[test]
 fn warnings_do_not_prevent_serving() {
-    let text = "[devices.spare]\ntype = \"null\"\nsize = \"1T\"\n[controllers.vm]\nsocket = \"/tmp/vm.sock\"\nnamespaces = []\n";
+    let text = "[clusters.unused]\n[devices.spare]\ntype = \"null\"\nsize = \"1T\"\n[controllers.vm]\nsocket = \"/tmp/vm.sock\"\nnamespaces = []\n";
     let checked = load("quarry.toml", text, &machine()).unwrap_or_else(|report| panic!("{report}"));
-    assert_eq!(checked.report.warnings(), 2);
+    assert_eq!(checked.report.warnings(), 3);
     assert!(checked.report.diagnostics.iter().all(|d| d.severity == Severity::Warning));
 }
 
 proptest::proptest! {
     #[test]
     fn no_text_panics(lines in proptest::collection::vec(
-        "(\\[(devices|controllers|subsystems|reactors|control)(\\.[ab](\\.limits)?)?\\]|(type|size|on|socket|fd|namespaces|device|count|cpus|rules|uuid|nsid|mode|limits|iops|bandwidth|burst_ms|doorbells) = (\"(memory|file|fault|a|b|1G|poll|trapped)\"|-?[0-9]{1,20}|\\[(0|\"a\"|\\{ device = \"a\" \\})?\\]|true|\\{\\})|.{0,20})",
+        "(\\[(devices|controllers|subsystems|clusters|reactors|control)(\\.[ab](\\.(limits|options))?)?\\]|(type|size|on|socket|fd|namespaces|device|count|cpus|rules|uuid|nsid|mode|limits|iops|bandwidth|burst_ms|doorbells|cluster|pool|image|volume|snapshot|conf|user|timeout) = (\"(memory|file|fault|rbd|rados|a|b|1G|poll|trapped)\"|-?[0-9]{1,20}|\\[(0|\"a\"|\\{ device = \"a\" \\})?\\]|true|\\{\\})|.{0,20})",
         0..12,
     )) {
         let _ = load("quarry.toml", &lines.join("\n"), &machine()).map_err(|report| report.to_string());

@@ -419,13 +419,19 @@ pub(crate) fn denied(cluster: &Cluster, pool: &str, what: &str) -> OpenError {
 
 /// Connections that devices share, by the clusters' options.
 #[derive(Default)]
-pub struct Connections(Mutex<HashMap<ClusterOptions, Vec<Weak<Cluster>>>>);
+pub struct Connections(Mutex<HashMap<ClusterOptions, Arc<Shared>>>);
+
+/// The connections of one cluster. One that does not answer is waited for by its own devices only.
+type Shared = Mutex<Vec<Weak<Cluster>>>;
 
 impl Connections {
     /// A connection with room for one more device. Blocks as [`Cluster::connect`] does when a new one is made.
     pub fn get(&self, options: &ClusterOptions) -> Result<Arc<Cluster>, OpenError> {
-        let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let open = all.entry(options.clone()).or_default();
+        let of_cluster = {
+            let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            all.entry(options.clone()).or_default().clone()
+        };
+        let mut open = of_cluster.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         open.retain(|cluster| cluster.strong_count() > 0);
         // Each device holds its pool, which holds the connection.
         let with_room = open

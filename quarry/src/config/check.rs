@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::diagnostic::{At, Sink, Spot};
 use super::model::{Config, Control, DeviceKind, Socket, SubsystemConfig, SubsystemRef};
 use super::parse::names;
-use super::{check_machine, check_reactors};
+use super::{check_ceph, check_machine, check_reactors};
 use crate::suggest;
 
 /// The longest path that fits a `sockaddr_un`.
@@ -37,6 +37,7 @@ impl Machine {
 pub fn check(config: &Config, machine: &Machine, sink: &Sink) {
     check_reactors::check(config, machine, sink);
     devices(config, sink);
+    check_ceph::check(config, sink);
     for (_, subsystem) in all_subsystems(config) {
         identity(subsystem, sink);
         namespaces(subsystem, config, sink);
@@ -60,7 +61,7 @@ pub(super) fn all_subsystems(config: &Config) -> impl Iterator<Item = (&Spot, &S
 }
 
 /// Complains of `reference` unless it is one of `known`.
-fn resolve<'k>(
+pub(super) fn resolve<'k>(
     reference: &At<String>,
     known: impl Iterator<Item = &'k str> + Clone,
     what: &str,
@@ -96,7 +97,7 @@ fn devices(config: &Config, sink: &Sink) {
                 (Some(&plain.size), plain.block_size.value)
             }
             DeviceKind::File(file) => (file.size.as_ref(), file.block_size.value),
-            DeviceKind::Fault(_) => (None, 512),
+            DeviceKind::Rbd(_) | DeviceKind::Rados(_) | DeviceKind::Fault(_) => (None, 512),
         };
         if let Some(size) = size {
             check_size(size, block_size, sink);
@@ -147,7 +148,7 @@ fn visit<'c>(
             sink.error(
                 &inner.spot,
                 format!("devices stand on each other in a circle: {}", circle.join(" -> ")),
-                "let one of them stand on a device of type `file`, `memory` or `null`",
+                "let one of them stand on a device of another type, `file` for example",
             );
         } else {
             visit(&inner.value, config, way, done, sink);
@@ -329,6 +330,7 @@ fn leftovers(config: &Config, sink: &Sink) {
             );
         }
     }
+    check_ceph::leftovers(config, sink);
     let used_subsystems: BTreeSet<&str> = config
         .controllers
         .values()

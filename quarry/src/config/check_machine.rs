@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD};
 
 use super::check::{OWN_PATH, check_size};
+use super::check_ceph::data_of;
 use super::diagnostic::{At, Sink, Spot};
 use super::model::{Config, Control, DeviceKind, FileDevice, Socket, SubsystemConfig, SubsystemRef};
 use crate::size::Size;
@@ -72,22 +73,27 @@ pub(super) fn check(config: &Config, sink: &Sink) {
 
 /// Namespaces over one image have one UUID, unless they are given others; in one subsystem a guest takes only the first.
 fn uuids(subsystem: &SubsystemConfig, config: &Config, sink: &Sink) {
-    let mut images: HashMap<PathBuf, &Spot> = HashMap::new();
+    let mut images: HashMap<String, &Spot> = HashMap::new();
     for namespace in subsystem.namespaces.iter().filter(|namespace| namespace.uuid.is_none()) {
         let mut name = Some(&namespace.device.value);
         // Ends after as many steps as there are devices: circles are told by `check`.
         for _ in 0..config.devices.len() {
             let Some(device) = name.and_then(|name| config.devices.get(name)) else { break };
-            if let DeviceKind::File(file) = &device.kind
-                && let Some(first) = images.insert(place(&file.path.value), &namespace.device.spot)
+            let (data, shown) = match &device.kind {
+                DeviceKind::File(file) => {
+                    (Some(format!("{:?}", place(&file.path.value))), file.path.value.display().to_string())
+                }
+                kind => {
+                    let shown = kind.on_cluster().map(|(what, _)| what).unwrap_or_default();
+                    (data_of(device, config), shown)
+                }
+            };
+            if let Some(data) = data
+                && let Some(first) = images.insert(data, &namespace.device.spot)
             {
                 sink.error(
                     &namespace.device.spot,
-                    format!(
-                        "this disk has the UUID of {}: both are {}",
-                        first.key,
-                        file.path.value.display()
-                    ),
+                    format!("this disk has the UUID of {}: both are {shown}", first.key),
                     "give one of them another: uuid = \"...\", as `uuidgen` prints it",
                 );
             }
@@ -97,7 +103,7 @@ fn uuids(subsystem: &SubsystemConfig, config: &Config, sink: &Sink) {
 }
 
 /// One path for each file, whatever the ways to it: what is there, or where it will be made.
-fn place(path: &Path) -> PathBuf {
+pub(super) fn place(path: &Path) -> PathBuf {
     let made_here = || {
         let parent = fs::canonicalize(path.parent()?).ok()?;
         Some(parent.join(path.file_name()?))

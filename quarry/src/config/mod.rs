@@ -1,12 +1,15 @@
 //! The configuration: text in, a checked [`Config`] or a [`Report`] of every mistake out.
 
 pub mod check;
+mod check_ceph;
 mod check_machine;
 mod check_reactors;
 pub mod defaults;
 pub mod diagnostic;
 pub mod model;
+mod model_ceph;
 pub mod parse;
+pub(crate) mod parse_ceph;
 mod parse_device;
 pub(crate) mod parse_limits;
 pub mod reader;

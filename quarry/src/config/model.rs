@@ -12,6 +12,7 @@ use block_memory::HugePages;
 use nvme_emu::Limits;
 
 use super::diagnostic::{At, Spot};
+pub use super::model_ceph::{ClusterConfig, Place, RadosDevice, RbdDevice};
 
 /// A whole configuration.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +21,8 @@ pub struct Config {
     pub reactors: Reactors,
     /// The socket for those who operate the server; none if missing.
     pub control: Option<Control>,
+    /// Ceph clusters by name.
+    pub clusters: BTreeMap<String, ClusterConfig>,
     /// Block devices by name.
     pub devices: BTreeMap<String, DeviceConfig>,
     /// NVM subsystems by name.
@@ -29,6 +32,8 @@ pub struct Config {
     /// Devices whose tables hold mistakes: known by name, so that a reference to one is not a mistake of its
     /// own. A configuration without errors has none.
     pub unreadable: BTreeSet<String>,
+    /// The same for clusters.
+    pub unreadable_clusters: BTreeSet<String>,
 }
 
 /// The threads of the data path.
@@ -142,6 +147,10 @@ pub enum DeviceKind {
     Null(Plain),
     /// A file or a block special file.
     File(FileDevice),
+    /// An image on a Ceph cluster.
+    Rbd(Box<RbdDevice>),
+    /// A volume on a Ceph cluster.
+    Rados(Box<RadosDevice>),
     /// Injects faults over another device.
     Fault(FaultDevice),
 }
@@ -153,6 +162,8 @@ impl DeviceKind {
             Self::Memory(..) => "memory",
             Self::Null(_) => "null",
             Self::File(_) => "file",
+            Self::Rbd(_) => "rbd",
+            Self::Rados(_) => "rados",
             Self::Fault(_) => "fault",
         }
     }
@@ -160,7 +171,7 @@ impl DeviceKind {
     /// The devices it stands on.
     pub fn inner(&self) -> Vec<&At<String>> {
         match self {
-            Self::Memory(..) | Self::Null(_) | Self::File(_) => Vec::new(),
+            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Rbd(_) | Self::Rados(_) => Vec::new(),
             Self::Fault(fault) => vec![&fault.on],
         }
     }

@@ -13,10 +13,11 @@ use super::model::{
 };
 pub(crate) use super::parse_device::checked_block_size;
 use super::reader::Section;
-use super::{defaults, parse_device, parse_limits};
+use super::{defaults, parse_ceph, parse_device, parse_limits};
 use crate::size::Size;
 
 const DEVICE_EXAMPLE: &str = "{ type = \"file\", path = \"disk.img\", size = \"10G\" }";
+const CLUSTER_EXAMPLE: &str = "{ conf = \"/etc/ceph/ceph.conf\", user = \"admin\" }";
 const SUBSYSTEM_EXAMPLE: &str = "{ namespaces = [{ device = \"disk\" }] }";
 const CONTROLLER_EXAMPLE: &str = "{ socket = \"/run/quarry/vm.sock\", namespaces = [{ device = \"disk\" }] }";
 const NAMESPACE_EXAMPLE: &str = "{ device = \"disk\" }";
@@ -42,6 +43,13 @@ pub fn parse(text: &str, base: &Path, sink: &Sink) -> Option<Config> {
     }
     let root = Section::new(document.get_ref(), Spot { key: String::new(), span: None }, sink);
     let mut config = Config { reactors: reactors(&root), control: control(&root, base), ..Config::default() };
+    for (name, section) in root.named_sections("clusters", CLUSTER_EXAMPLE) {
+        if let Some(cluster) = parse_ceph::cluster(section, base) {
+            config.clusters.insert(name, cluster);
+        } else {
+            config.unreadable_clusters.insert(name);
+        }
+    }
     for (name, section) in root.named_sections("devices", DEVICE_EXAMPLE) {
         let spot = section.spot().clone();
         if let Some(kind) = parse_device::device(section, base) {

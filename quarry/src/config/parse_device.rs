@@ -7,22 +7,30 @@ use block::ErrorKind;
 use block::fault::{Action, Ops};
 use block_memory::HugePages;
 
-use super::defaults;
 use super::diagnostic::{At, Spot};
 use super::model::{DeviceKind, Direct, FaultDevice, FaultRule, FileDevice, Plain};
 use super::parse::absolute;
 use super::reader::Section;
+use super::{defaults, parse_ceph};
 
 #[derive(Clone, Copy)]
 enum Type {
     Memory,
     Null,
     File,
+    Rbd,
+    Rados,
     Fault,
 }
 
-const TYPES: [(&str, Type); 4] =
-    [("file", Type::File), ("memory", Type::Memory), ("null", Type::Null), ("fault", Type::Fault)];
+const TYPES: [(&str, Type); 6] = [
+    ("file", Type::File),
+    ("rbd", Type::Rbd),
+    ("rados", Type::Rados),
+    ("memory", Type::Memory),
+    ("null", Type::Null),
+    ("fault", Type::Fault),
+];
 
 const DIRECT: [(&str, Direct); 3] = [("auto", Direct::Auto), ("on", Direct::On), ("off", Direct::Off)];
 
@@ -65,6 +73,8 @@ pub(super) fn device(section: Section<'_>, base: &Path) -> Option<DeviceKind> {
         }
         Type::Null => plain(&section).map(DeviceKind::Null),
         Type::File => file(&section, base).map(DeviceKind::File),
+        Type::Rbd => parse_ceph::rbd(&section).map(|rbd| DeviceKind::Rbd(Box::new(rbd))),
+        Type::Rados => parse_ceph::rados(&section).map(|rados| DeviceKind::Rados(Box::new(rados))),
         Type::Fault => fault(&section).map(DeviceKind::Fault),
     };
     section.finish();
@@ -84,7 +94,8 @@ fn required_size(section: &Section<'_>) -> Option<At<u64>> {
     }
 }
 
-fn block_size(section: &Section<'_>) -> At<u32> {
+/// Bytes in a block; the usual number if nothing is said.
+pub(super) fn block_size(section: &Section<'_>) -> At<u32> {
     let fallback =
         || At::new(defaults::BLOCK_SIZE, Spot::named(format!("{}.block_size", section.spot().key)));
     let Some(written) = section.size("block_size") else { return fallback() };

@@ -19,7 +19,8 @@ pub struct Section<'a> {
     known: RefCell<Vec<&'static str>>,
 }
 
-type Value<'a> = &'a Spanned<DeValue<'a>>;
+/// A value of a file.
+pub type Value<'a> = &'a Spanned<DeValue<'a>>;
 
 impl<'a> Section<'a> {
     /// Reads `table`, which is at `spot`.
@@ -211,6 +212,16 @@ impl<'a> Section<'a> {
             }
         }
         all.sort_by_key(|(_, section)| section.spot.span.as_ref().map(|span| span.start));
+        all
+    }
+
+    /// Everything in a table whose keys are somebody else's to define, in the file's order.
+    pub fn entries(&self) -> Vec<(String, Value<'a>, Spot)> {
+        let entry = |(name, value): (&'a Spanned<Cow<'a, str>>, Value<'a>)| {
+            (name.get_ref().to_string(), value, self.child(name.get_ref(), value.span()))
+        };
+        let mut all: Vec<_> = self.table.iter().map(entry).collect();
+        all.sort_by_key(|(_, _, spot)| spot.span.as_ref().map(|span| span.start));
         all
     }
 

@@ -1,0 +1,153 @@
+//! Devices on Ceph: opening them, looking at them before that, and what is said when it fails.
+//!
+//! Each takes tens of milliseconds and more, waiting for the network: all are opened side by side, over
+//! [connections](Connections) that they share. A cluster that does not answer fails once, not for each of its devices.
+
+pub mod probe;
+mod side_by_side;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use block::Device;
+use block_ceph::{
+    Cluster, ClusterOptions, Connections, OpenError, OpenErrorKind as Kind, RadosDevice, RbdDevice,
+};
+
+use crate::config::Config;
+use crate::config::diagnostic::Spot;
+use crate::config::model::{ClusterConfig, DeviceConfig, DeviceKind};
+use crate::devices::Devices;
+use crate::server::StartError;
+use crate::suggest;
+use side_by_side::until_one_fails;
+
+/// Images that are opened at the same time.
+const AT_ONCE: usize = 16;
+
+/// A device on a cluster.
+struct OnCluster<'c> {
+    name: &'c str,
+    device: &'c DeviceConfig,
+    cluster: ClusterConfig,
+}
+
+/// All devices on clusters, in the order of their names.
+fn devices_of(config: &Config) -> Vec<OnCluster<'_>> {
+    let found = config.devices.iter().filter_map(|(name, device)| {
+        let cluster = config.cluster(device.kind.place()?, &device.spot)?.into_owned();
+        Some(OnCluster { name, device, cluster })
+    });
+    found.collect()
+}
+
+/// The clusters of these devices, each once, with as many entries in the second as it has devices: those.
+fn by_cluster<'d, 'c>(devices: &'d [OnCluster<'c>]) -> Vec<(&'d ClusterConfig, Vec<&'d OnCluster<'c>>)> {
+    let mut numbers: HashMap<&ClusterOptions, usize> = HashMap::new();
+    let mut groups: Vec<(&ClusterConfig, Vec<&OnCluster<'_>>)> = Vec::new();
+    for device in devices {
+        let number = *numbers.entry(&device.cluster.options).or_insert_with(|| {
+            groups.push((&device.cluster, Vec::new()));
+            groups.len() - 1
+        });
+        groups[number].1.push(device);
+    }
+    groups
+}
+
+/// Opens every device of a configuration that is on a cluster. Blocks.
+pub fn open(config: &Config) -> Result<Devices, StartError> {
+    let devices = devices_of(config);
+    if devices.is_empty() {
+        return Ok(Devices::new());
+    }
+    let connections = Connections::default();
+    let groups = by_cluster(&devices);
+    // A connection each that it is counted for, so that all are shared as the configuration says.
+    let connected = until_one_fails(&groups, groups.len(), |(cluster, group)| {
+        let connection = |_: &&OnCluster<'_>| connections.get(&cluster.options);
+        let result: Result<Vec<Arc<Cluster>>, OpenError> = group.iter().map(connection).collect();
+        result.map_err(|error| start_error(&cluster.spot, &error))
+    })?;
+    let all: Vec<(&OnCluster<'_>, Arc<Cluster>)> =
+        groups.iter().zip(connected).flat_map(|((_, group), of)| group.iter().copied().zip(of)).collect();
+    let opened = until_one_fails(&all, AT_ONCE, |(device, connection)| {
+        let opened = open_one(&device.device.kind, connection);
+        opened.map_err(|error| start_error(spot_of(error.kind, device), &error))
+    })?;
+    let opened: Vec<(&OnCluster<'_>, Arc<dyn Device>)> =
+        all.iter().zip(opened).filter_map(|((device, _), opened)| Some((*device, opened?))).collect();
+    one_writer(&opened)?;
+    Ok(opened.into_iter().map(|(on, device)| (on.name.to_owned(), device)).collect())
+}
+
+fn open_one(kind: &DeviceKind, cluster: &Arc<Cluster>) -> Result<Option<Arc<dyn Device>>, OpenError> {
+    Ok(match kind {
+        DeviceKind::Rbd(rbd) => Some(Arc::new(RbdDevice::open(cluster, &rbd.options())?)),
+        DeviceKind::Rados(rados) => Some(Arc::new(RadosDevice::open(cluster, &rados.options())?)),
+        DeviceKind::Memory(..) | DeviceKind::Null(_) | DeviceKind::File(_) | DeviceKind::Fault(_) => None,
+    })
+}
+
+/// The same image may be reached in two ways that a configuration does not tell apart: two addresses of a cluster.
+fn one_writer(opened: &[(&OnCluster<'_>, Arc<dyn Device>)]) -> Result<(), StartError> {
+    let mut first: HashMap<String, (&OnCluster<'_>, bool)> = HashMap::new();
+    for (on, device) in opened {
+        let (Some(data), Some((what, read_only))) = (device.identity(), on.device.kind.on_cluster()) else {
+            continue;
+        };
+        match first.get(&data) {
+            Some((_, true)) if read_only => {}
+            Some((other, _)) => {
+                let spot = name_of(on.device);
+                let cause = format!("{what} is also {}", name_of(other.device).key);
+                let help = "give each device an image of its own, or make both `read_only`";
+                return Err(StartError::new(spot, cause).help(help));
+            }
+            None => {
+                first.insert(data, (on, read_only));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn start_error(spot: &Spot, error: &OpenError) -> StartError {
+    StartError::new(spot, &error.message).help(help(error))
+}
+
+/// What to do about an error.
+pub fn help(error: &OpenError) -> String {
+    let near = error.names.as_ref().and_then(|(wanted, known)| {
+        suggest::nearest(wanted, known.iter().map(String::as_str)).filter(|near| near != wanted)
+    });
+    match near {
+        Some(near) => format!("did you mean `{near}`? Otherwise {}", error.remedy),
+        None => error.remedy.clone(),
+    }
+}
+
+/// The key that an error is about.
+fn spot_of<'d>(kind: Kind, on: &'d OnCluster<'_>) -> &'d Spot {
+    let Some(place) = on.device.kind.place() else { return &on.device.spot };
+    let snapshot = match &on.device.kind {
+        DeviceKind::Rbd(rbd) => rbd.snapshot.as_ref(),
+        _ => None,
+    };
+    match kind {
+        Kind::Library | Kind::Configuration | Kind::Network | Kind::Authentication => &on.cluster.spot,
+        Kind::Pool | Kind::Access => &place.pool.spot,
+        Kind::Namespace => place.namespace.as_ref().map_or(&place.pool.spot, |namespace| &namespace.spot),
+        Kind::Snapshot => snapshot.map_or_else(|| name_of(on.device), |snapshot| &snapshot.spot),
+        _ => name_of(on.device),
+    }
+}
+
+/// The key that names what a device is on its cluster.
+fn name_of(device: &DeviceConfig) -> &Spot {
+    match &device.kind {
+        DeviceKind::Rbd(rbd) => &rbd.image.spot,
+        DeviceKind::Rados(rados) => &rados.volume.spot,
+        _ => &device.spot,
+    }
+}

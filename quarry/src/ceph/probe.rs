@@ -1,0 +1,1 @@
+//! What `quarry check` asks the clusters.
