@@ -12,9 +12,6 @@ use qemu_configs::{Assets, Builder, Guest, Network, Running};
 use quarry_tests::Vm;
 use quarry_tests::binary::{ceph_cluster, quarry};
 
-/// Whether `quarry` knows devices of the types `rbd` and `rados`.
-const QUARRY_HAS_CEPH: bool = false;
-
 /// A guest's program of this crate.
 const VERIFY: &str = env!("CARGO_BIN_EXE_quarry-verify");
 /// Bytes that are written and read.
@@ -287,9 +284,7 @@ fn ceph_over_rdma() {
     // The OSDs' with the monitor and with each other, both ends of each.
     node.assert_queue_pairs(6);
     node.check_clients(true);
-    if QUARRY_HAS_CEPH {
-        node.check_quarry(true);
-    }
+    node.check_quarry(true);
     println!("{}", node.vm.ok("free -m"));
     node.end_cluster(cluster);
     node.vm.poweroff();
@@ -318,9 +313,7 @@ fn ceph_over_rdma_between_two_guests() {
 
     let before = server.traffic();
     client.check_clients(false);
-    if QUARRY_HAS_CEPH {
-        client.check_quarry(false);
-    }
+    client.check_quarry(false);
     // What the one has sent the other has received, and what came back did not come by TCP.
     server.assert_by_rdma(before, 2 * DATA, 2 * DATA);
     println!("{}{}", server.vm.ok("free -m"), client.vm.ok("free -m"));
