@@ -1,6 +1,7 @@
 //! The command line: what it accepts, and what its help says.
 
 pub mod control;
+pub mod volume;
 
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,10 @@ Exit status:
 const SERVE_EXAMPLES: &str = "\
 Disks:
   file:PATH[,size=SIZE][,direct=auto|on|off]
+  rbd:POOL/[NAMESPACE/]IMAGE[@SNAPSHOT][,lock=keep]
+  rados:POOL/[NAMESPACE/]VOLUME
+    Of both: [,conf=PATH][,user=NAME][,keyring=PATH][,namespace=NAME]
+      [,timeout=SECONDS][,io_timeout=SECONDS][,in_flight=SIZE]
   mem:SIZE
   null:SIZE
   Each may go on with [,block_size=512|4096][,read_only][,uuid=UUID].
@@ -55,6 +60,9 @@ Examples:
   quarry serve --socket vm.sock --disk mem:1G --block-size 4096
   quarry serve --socket vm.sock --disk file:base.img,read_only \\
     --disk file:data.img,size=1T
+  quarry serve --socket vm.sock --disk rbd:rbd/vm-1
+  quarry serve --socket vm.sock --disk rbd:rbd/base@golden,user=vms \\
+    --disk rados:fast/vm-1,conf=/etc/ceph/site.conf,block_size=4096
   quarry serve --fd 3 --disk null:1T    # a listening socket from the caller
 
 Signals:
@@ -82,8 +90,11 @@ pub enum Command {
     /// Serve disks until SIGTERM or SIGINT
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Serve),
-    /// Name every mistake in a configuration, without starting anything
+    /// Name every mistake in a configuration, without starting anything; Ceph clusters are asked, and nothing changes there
     Check {
+        /// Do not ask Ceph clusters whether what is named is there and may be used
+        #[arg(long)]
+        offline: bool,
         /// The configuration
         #[arg(value_name = "CONFIG")]
         config: PathBuf,
@@ -91,6 +102,9 @@ pub enum Command {
     /// Look at a running server and change it: modes, queues, limits
     #[command(after_help = control::EXAMPLES)]
     Control(control::Control),
+    /// Make, look at, resize and remove volumes on a Ceph cluster
+    #[command(after_help = volume::EXAMPLES)]
+    Volume(volume::Volume),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -168,7 +182,12 @@ impl Serve {
             };
             let name = if index == 0 { "disk".to_owned() } else { format!("disk{}", index + 1) };
             let spot = Spot::named(format!("--disk {text}"));
-            config.devices.insert(name.clone(), DeviceConfig { spot: spot.clone(), kind: disk.device });
+            let mut kind = disk.device;
+            if let (Some(cluster), Some(place)) = (disk.cluster, kind.place_mut()) {
+                place.cluster = Some(At::new(name.clone(), spot.clone()));
+                config.clusters.insert(name.clone(), cluster);
+            }
+            config.devices.insert(name.clone(), DeviceConfig { spot: spot.clone(), kind });
             namespaces.push(NamespaceConfig {
                 device: At::new(name, spot.clone()),
                 spot,
@@ -239,7 +258,12 @@ mod tests {
     /// Wrapped lines could not be pasted.
     #[test]
     fn examples_fit_a_terminal() {
-        for line in EXAMPLES.lines().chain(SERVE_EXAMPLES.lines()).chain(control::texts()) {
+        for line in EXAMPLES
+            .lines()
+            .chain(SERVE_EXAMPLES.lines())
+            .chain(volume::EXAMPLES.lines())
+            .chain(control::texts())
+        {
             assert!(line.chars().count() <= 80, "{line}");
         }
     }

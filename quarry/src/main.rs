@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use quarry::cli::{Cli, Command, Serve};
@@ -10,6 +11,9 @@ use quarry::config::{self, Checked, Machine, Report, Spot};
 use quarry::server::Server;
 use quarry::signals::{self, Signals};
 use quarry::{exit, limits, logging};
+
+/// How long threads that close something have to come to an end when all else has.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // clap ends with status 2 by itself when the command line is wrong, and with 0 after --help.
@@ -20,7 +24,7 @@ fn main() -> ExitCode {
             clap_complete::generate(*shell, &mut Cli::command(), "quarry", &mut script);
             print_all(&script)
         }
-        Command::Check { config } => check(config),
+        Command::Check { config, offline } => check(config, *offline),
         Command::Control(arguments) => match arguments.run() {
             Ok(text) => print_all(text.as_bytes()),
             Err(error) => {
@@ -28,8 +32,18 @@ fn main() -> ExitCode {
                 exit::FAILED
             }
         },
+        Command::Volume(arguments) => match arguments.run() {
+            Ok(text) => print_all(text.as_bytes()),
+            Err(report) => {
+                complain(format_args!("{}", report.to_string().trim_end()));
+                exit::FAILED
+            }
+        },
         Command::Serve(arguments) => serve(&cli, arguments),
     };
+    if block_ceph::left_behind(LAST_WAIT) {
+        exit::at_once(status);
+    }
     logging::flush();
     ExitCode::from(status)
 }
@@ -86,8 +100,9 @@ fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{plural}")
 }
 
-fn check(path: &Path) -> u8 {
-    match load(path, refuse) {
+fn check(path: &Path, offline: bool) -> u8 {
+    let asked = |checked| if offline { Ok(checked) } else { config::check_clusters(checked).map_err(refuse) };
+    match load(path, refuse).and_then(asked) {
         Err(status) => status,
         Ok(Checked { config, report }) => {
             if report.warnings() > 0 {
@@ -157,8 +172,7 @@ fn run(config: &config::Config) -> anyhow::Result<()> {
                 signal = signals::name(second),
                 "ending at once; what was not flushed may be lost"
             );
-            logging::flush();
-            std::process::exit(exit::signalled(second.as_raw_value() as u8).into());
+            exit::at_once(exit::signalled(second.as_raw_value() as u8));
         });
         server
             .run(async {
@@ -166,6 +180,10 @@ fn run(config: &config::Config) -> anyhow::Result<()> {
             })
             .await
     })?;
+    anyhow::ensure!(
+        !block_ceph::left_behind(LAST_WAIT),
+        "everything is flushed, but a Ceph cluster has not answered when its disks were closed"
+    );
     tracing::info!("ended, everything flushed");
     Ok(())
 }

@@ -60,6 +60,7 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     reactors: Arc<Vec<ReactorThread>>,
     devices: Devices,
+    patience: flush::Patience,
     control: Arc<Control>,
     control_socket: Option<control::serve::Endpoint>,
 }
@@ -138,7 +139,8 @@ impl Server {
             controllers: controlled,
             started: Instant::now(),
         });
-        Ok(Self { endpoints, reactors, devices, control, control_socket })
+        let patience = crate::ceph::patience(config);
+        Ok(Self { endpoints, reactors, devices, patience, control, control_socket })
     }
 
     /// What can be looked at and changed while it runs. To be let go of before the server ends: it holds the reactors.
@@ -153,7 +155,7 @@ impl Server {
 
     /// Serves until `shutdown` resolves; then lets go of clients, flushes every device and removes the sockets.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { endpoints, reactors, devices, control, control_socket } = self;
+        let Self { endpoints, reactors, devices, patience, control, control_socket } = self;
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let mut tasks = tokio::task::JoinSet::new();
         for endpoint in endpoints {
@@ -208,8 +210,10 @@ impl Server {
         tasks.abort_all();
         // On a thread of their own: joining reactors and flushing may block.
         let unflushed = tokio::task::spawn_blocking(move || {
+            // All before one is waited for: each may wait for a while for what nobody answers.
+            reactors.iter().for_each(ReactorThread::stop);
             drop(reactors);
-            flush::all(&devices)
+            flush::and_close(devices, &patience)
         })
         .await?;
         anyhow::ensure!(unflushed.is_empty(), "not flushed: {}", unflushed.join("; "));

@@ -1,6 +1,6 @@
 //! `--disk SPEC`: one disk on a command line, as `KIND:WHAT[,OPTION[=VALUE]]…`.
 //!
-//! `file:PATH,size=10G`, `mem:1G`, `null:1T`. A comma in a path is written twice, as QEMU has it.
+//! `file:PATH,size=10G`, `rbd:POOL/IMAGE`, `rados:POOL/VOLUME`, `mem:1G`, `null:1T`. A comma in a path is written twice, as QEMU has it.
 
 use std::path::Path;
 
@@ -8,8 +8,11 @@ use crate::config::defaults;
 use crate::config::diagnostic::{At, Sink, Spot};
 use block_memory::HugePages;
 
-use crate::config::model::{DeviceKind, Direct, FileDevice, Plain};
+use crate::config::model::{
+    ClusterConfig, DeviceKind, Direct, FileDevice, Place, Plain, RadosDevice, RbdDevice,
+};
 use crate::config::parse::absolute;
+use crate::config::parse_ceph::{self, Named};
 use crate::config::reader::expected;
 use crate::size;
 
@@ -18,13 +21,15 @@ use crate::size;
 pub struct DiskSpec {
     /// The device.
     pub device: DeviceKind,
+    /// The cluster that it is on; the device names none.
+    pub cluster: Option<ClusterConfig>,
     /// Refuse writes.
     pub read_only: bool,
     /// The namespace's UUID.
     pub uuid: Option<At<uuid::Uuid>>,
 }
 
-const KINDS: [&str; 3] = ["file", "mem", "null"];
+const KINDS: [&str; 5] = ["file", "rbd", "rados", "mem", "null"];
 
 /// What holds for every disk of a command line unless its own options say otherwise.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +52,7 @@ pub fn parse(text: &str, common: Common, sink: &Sink) -> Option<DiskSpec> {
     let Some((kind, rest)) = text.split_once(':') else {
         let help = match KINDS.contains(&text) {
             true => format!("add what it is made of: {}", example(text)),
-            false => "write file:PATH,size=10G or mem:1G or null:1T".to_owned(),
+            false => "write file:PATH,size=10G or rbd:POOL/IMAGE or mem:1G or null:1T".to_owned(),
         };
         sink.error(&spot, format!("`{text}` is not a disk"), help);
         return None;
@@ -55,7 +60,12 @@ pub fn parse(text: &str, common: Common, sink: &Sink) -> Option<DiskSpec> {
     let mut parts = split(rest).into_iter();
     let what = parts.next().unwrap_or_default();
     let options = Options::read(parts, &spot, sink);
+    let mut cluster = None;
     let parsed = match kind {
+        "rbd" | "rados" => {
+            cluster = options.cluster();
+            options.on_cluster(kind, &what, common)
+        }
         "file" => options.file(&what, common),
         "mem" | "memory" => {
             options.plain(&what, common).map(|plain| DeviceKind::Memory(plain, HugePages::default()))
@@ -73,12 +83,14 @@ pub fn parse(text: &str, common: Common, sink: &Sink) -> Option<DiskSpec> {
         uuid
     });
     let good = options.finish();
-    Some(DiskSpec { device: parsed?, read_only, uuid }).filter(|_| good)
+    Some(DiskSpec { device: parsed?, cluster, read_only, uuid }).filter(|_| good)
 }
 
 fn example(kind: &str) -> &'static str {
     match kind {
         "file" => "file:disk.img,size=10G",
+        "rbd" => "rbd:POOL/IMAGE",
+        "rados" => "rados:POOL/VOLUME",
         "mem" => "mem:1G",
         _ => "null:1T",
     }
@@ -205,6 +217,103 @@ impl<'a> Options<'a> {
         Some(DeviceKind::File(FileDevice { path, size, block_size, direct, read_only }))
     }
 
+    /// A text of its own place, if there is one.
+    fn text(&self, key: &'static str) -> Option<At<String>> {
+        Some(At::new(self.take(key)?, self.spot.clone()))
+    }
+
+    fn judge(&self, good: bool) -> bool {
+        self.good.set(self.good.get() && good);
+        good
+    }
+
+    fn seconds(&self, key: &'static str) -> Option<std::time::Duration> {
+        let text = self.take(key)?;
+        let seconds = text.parse().ok().filter(|seconds| (1..=parse_ceph::MAX_TIMEOUT).contains(seconds));
+        if seconds.is_none() {
+            let help = format!("write whole seconds, from 1 to {}", parse_ceph::MAX_TIMEOUT);
+            self.error(format!("{key}={text} is no time"), help);
+        }
+        seconds.map(std::time::Duration::from_secs)
+    }
+
+    fn cluster(&self) -> Option<ClusterConfig> {
+        let mut options = block_ceph::ClusterOptions::default();
+        let path = |key| self.take(key).map(|path| absolute(Path::new(""), &path));
+        if let Some(conf) = path("conf") {
+            options.conf = conf;
+        }
+        options.keyring = path("keyring");
+        if let Some(user) = self.text("user")
+            && self.judge(parse_ceph::check_user(&user, self.sink))
+        {
+            options.user = user.value;
+        }
+        if let Some(timeout) = self.seconds("timeout") {
+            options.timeout = timeout;
+        }
+        options.io_timeout = self.seconds("io_timeout");
+        Some(ClusterConfig { spot: self.spot.clone(), spots: Default::default(), options })
+    }
+
+    fn on_cluster(&self, kind: &str, what: &str, common: Common) -> Option<DeviceKind> {
+        let at = |text: &str| At::new(text.to_owned(), self.spot.clone());
+        let is_rbd = kind == "rbd";
+        let block_size = self.block_size(common);
+        let read_only = self.flag("read_only") || common.read_only;
+        let written = self.text("namespace");
+        let in_flight = self.take("in_flight").and_then(|text| self.bytes(&text));
+        let in_flight = in_flight.filter(|size| self.judge(parse_ceph::check_in_flight(size, self.sink)));
+        let lock = match is_rbd.then(|| self.take("lock")).flatten().as_deref() {
+            None | Some("on_demand") => block_ceph::Lock::OnDemand,
+            Some("keep") => block_ceph::Lock::Keep,
+            Some(other) => {
+                self.error(
+                    format!("lock={other} is not known"),
+                    expected(other, ["on_demand", "keep"].into_iter()),
+                );
+                return None;
+            }
+        };
+        let Some(named) = Named::read(what) else {
+            self.error(format!("`{what}` names no pool, or too much"), format!("write {}", example(kind)));
+            return None;
+        };
+        if !is_rbd && named.snapshot.is_some() {
+            self.error("a volume has no snapshots".to_owned(), format!("write {}", example(kind)));
+            return None;
+        }
+        let namespace = match (named.namespace, written) {
+            (Some(_), Some(_)) => {
+                self.error("two namespaces".to_owned(), "keep one of them");
+                return None;
+            }
+            (Some(namespace), None) => Some(at(namespace)),
+            (None, written) => written,
+        };
+        let (pool, name, snapshot) = (at(named.pool), at(named.name), named.snapshot.map(at));
+        let name_key = if is_rbd { "image" } else { "volume" };
+        let mut names = vec![("pool", &pool), (name_key, &name)];
+        names.extend(namespace.as_ref().map(|namespace| ("namespace", namespace)));
+        names.extend(snapshot.as_ref().map(|snapshot| ("snapshot", snapshot)));
+        for (key, name) in names {
+            self.judge(parse_ceph::check_name(key, name, self.sink));
+        }
+        let in_flight = in_flight.map_or(parse_ceph::IN_FLIGHT, |size| size.value);
+        let place = Place { cluster: None, pool, namespace, read_only, block_size, in_flight };
+        if !is_rbd {
+            return Some(DeviceKind::Rados(Box::new(RadosDevice { place, volume: name })));
+        }
+        let rbd = RbdDevice { place, image: name, snapshot, lock };
+        if lock == block_ceph::Lock::Keep && rbd.is_read_only() {
+            self.error(
+                "a disk that is only read takes no lock that it could keep".to_owned(),
+                "remove `lock`",
+            );
+        }
+        Some(DeviceKind::Rbd(Box::new(rbd)))
+    }
+
     /// Complains of what nobody asked for; tells whether all was well.
     fn finish(self) -> bool {
         let known = self.known.borrow();
@@ -263,13 +372,41 @@ mod tests {
     }
 
     #[test]
+    fn reads_disks_on_clusters() {
+        let spec = good("rbd:rbd/vm-1");
+        let DeviceKind::Rbd(rbd) = spec.device else { panic!() };
+        assert_eq!(rbd.options(), block_ceph::RbdOptions::new("rbd", "vm-1"));
+        assert_eq!(spec.cluster.expect("a cluster").options, block_ceph::ClusterOptions::default());
+
+        let spec =
+            good("rbd:ssd/tenant/vm-1@daily,conf=/c,user=u,keyring=/k,timeout=5,io-timeout=60,in-flight=2M");
+        let DeviceKind::Rbd(rbd) = spec.device else { panic!() };
+        let options = rbd.options();
+        assert_eq!(options.spec(), "ssd/tenant/vm-1@daily");
+        assert!(options.read_only && options.in_flight == 2 << 20);
+        let options = spec.cluster.expect("a cluster").options;
+        assert_eq!((options.conf, options.keyring), ("/c".into(), Some("/k".into())));
+        assert_eq!((options.user.as_str(), options.timeout.as_secs()), ("u", 5));
+        assert_eq!(options.io_timeout.map(|time| time.as_secs()), Some(60));
+
+        let DeviceKind::Rados(rados) = good("rados:fast/vm-1,namespace=tenant,read_only").device else {
+            panic!()
+        };
+        let options = rados.options();
+        assert_eq!(crate::config::model::volume_spec(&options.volume), "fast/tenant/vm-1");
+        assert!(options.read_only);
+        let DeviceKind::Rbd(rbd) = good("rbd:rbd/a,lock=keep,block_size=4096").device else { panic!() };
+        assert_eq!((rbd.lock, rbd.place.block_size.value), (block_ceph::Lock::Keep, 4096));
+    }
+
+    #[test]
     fn says_what_is_wrong() {
         let one = |text: &str| {
             let mut all = mistakes(text);
             assert_eq!(all.len(), 1, "{text}: {all:?}");
             all.remove(0)
         };
-        assert_eq!(one("disk.img").1, "write file:PATH,size=10G or mem:1G or null:1T");
+        assert_eq!(one("disk.img").1, "write file:PATH,size=10G or rbd:POOL/IMAGE or mem:1G or null:1T");
         assert_eq!(one("mem").1, "add what it is made of: mem:1G");
         assert_eq!(one("fiel:x").1, "did you mean `file`?");
         assert_eq!(one("file:x,sise=1G").1, "did you mean `size`?");
@@ -281,12 +418,24 @@ mod tests {
         assert_eq!(one("mem:1G,block_size=1K").1, "use 512 or 4096");
         assert_eq!(one("mem:1G,direct=on").0, "unknown option `direct`");
         assert_eq!(one("mem:1G,uuid=x").0, "`x` is not a UUID");
+        assert_eq!(one("rbd:vm-1").1, "write rbd:POOL/IMAGE");
+        assert_eq!(one("rados:a/b/c/d").1, "write rados:POOL/VOLUME");
+        assert_eq!(one("rados:a/b@c").0, "a volume has no snapshots");
+        assert_eq!(one("rbd:rbd/").0, "the image's name is empty");
+        assert_eq!(one("rbd:rbd/a@").0, "the snapshot's name is empty");
+        assert_eq!(one("rbd:rbd/a@b@c").0, "`b@c` is not the name of one snapshot");
+        assert_eq!(one("rbd:rbd/n/a,namespace=m").0, "two namespaces");
+        assert_eq!(one("rbd:rbd/a,user=client.x").1, "write user = \"x\"");
+        assert_eq!(one("rbd:rbd/a,timeout=0").0, "timeout=0 is no time");
+        assert_eq!(one("rbd:rbd/a,lock=keep,read_only").1, "remove `lock`");
+        assert_eq!(one("rbd:rbd/a,in_flight=1K").1, "write \"1M\" or more; remove it for \"64M\"");
+        assert_eq!(one("rados:rbd/a,lock=keep").0, "unknown option `lock`");
         assert_eq!(mistakes("file:x,size=1Q,direct=x,foo").len(), 3);
     }
 
     proptest::proptest! {
         #[test]
-        fn no_text_panics(text in "(file|mem|null|x)?:?.{0,40}") {
+        fn no_text_panics(text in "(file|mem|null|rbd|rados|x)?:?.{0,40}") {
             let _ = parse(&text, Common::default(), &Sink::default());
         }
     }

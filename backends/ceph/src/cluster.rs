@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::error::{OpenError, OpenErrorKind as Kind};
 use crate::ffi::{self, Errno, IoCtxT, Rados, RadosT, check, first_name, text};
 use crate::keeper::Keeper;
-use crate::patience::{in_time, let_end};
+use crate::patience::{Open, in_time, let_end};
 
 /// How to reach a cluster, and as whom. Devices whose clusters have equal options share connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +67,8 @@ pub struct Cluster {
     options: ClusterOptions,
     fsid: String,
     keeper: Keeper,
+    /// Until it is shut down.
+    open: Option<Open>,
 }
 
 // SAFETY: a `rados_t` may be used by any thread at any time once it is connected (librados.h).
@@ -81,7 +83,7 @@ impl Cluster {
         if let Err(error) = std::fs::File::open(&options.conf) {
             let message = format!("{} cannot be read: {error}", options.conf.display());
             let remedy = "name the cluster's configuration file: conf = \"/etc/ceph/ceph.conf\"";
-            return Err(OpenError::new(Kind::Configuration, message, remedy));
+            return Err(OpenError::new(Kind::Configuration, message, remedy).of_setting("conf"));
         }
         if let Some(keyring) = &options.keyring
             && let Err(error) = std::fs::File::open(keyring)
@@ -92,7 +94,7 @@ impl Cluster {
                 options.user,
                 keyring.display()
             );
-            return Err(OpenError::new(Kind::Configuration, message, remedy));
+            return Err(OpenError::new(Kind::Configuration, message, remedy).of_setting("keyring"));
         }
         let made = Self::configure(rados, options)?;
         let timeout = options.timeout;
@@ -138,10 +140,17 @@ impl Cluster {
                     format!("client.{}: {errno}", options.user),
                     "name a user as `ceph auth ls` does, without `client.`",
                 )
+                .of_setting("user")
             },
         )?;
-        let made =
-            Self { rados, handle, options: options.clone(), fsid: String::new(), keeper: Keeper::default() };
+        let made = Self {
+            rados,
+            handle,
+            options: options.clone(),
+            fsid: String::new(),
+            keeper: Keeper::default(),
+            open: Some(Open::begin()),
+        };
         let conf = text(&options.conf.to_string_lossy());
         // SAFETY: as above.
         check(unsafe { (rados.rados_conf_read_file)(handle, conf.as_ptr()) }).map_err(|errno| {
@@ -150,6 +159,7 @@ impl Cluster {
                 format!("{} is no configuration of Ceph: {errno}", options.conf.display()),
                 "correct it; `ceph-conf --lookup mon_host -c FILE` tells whether Ceph can read it",
             )
+            .of_setting("conf")
         })?;
         let seconds = |time: Duration| time.as_secs_f64().to_string();
         // What the server says itself, in place of Ceph's own words among them.
@@ -176,17 +186,18 @@ impl Cluster {
         // SAFETY: the handle is there, the texts live until the call ends.
         let result =
             check(unsafe { (self.rados.rados_conf_set)(self.handle, name.as_ptr(), text_of.as_ptr()) });
-        result.map(drop).map_err(|errno| match errno {
-            Errno(libc::ENOENT) => OpenError::new(
-                Kind::Configuration,
-                format!("this Ceph has no option `{option}`"),
-                "correct its name, or remove it; `ceph config ls` lists all options",
-            ),
-            _ => OpenError::new(
-                Kind::Configuration,
-                format!("the option `{option}` cannot be {value:?}: {errno}"),
-                format!("correct it; `ceph config help {option}` tells what it takes"),
-            ),
+        result.map(drop).map_err(|errno| {
+            let (message, remedy) = match errno {
+                Errno(libc::ENOENT) => (
+                    format!("this Ceph has no option `{option}`"),
+                    "correct its name, or remove it; `ceph config ls` lists all options".to_owned(),
+                ),
+                _ => (
+                    format!("the option `{option}` cannot be {value:?}: {errno}"),
+                    format!("correct it; `ceph config help {option}` tells what it takes"),
+                ),
+            };
+            OpenError::new(Kind::Configuration, message, remedy).of_setting(format!("options.{option}"))
         })
     }
 
@@ -240,32 +251,51 @@ impl Cluster {
     fn explain_connect(&self, errno: Errno) -> OpenError {
         let user = self.user();
         let keyring = self.option("keyring").unwrap_or_default();
-        let readable = keyring.split([',', ' ', ';']).any(|path| std::fs::File::open(path).is_ok());
+        // The first that can be read is used.
+        let paths = keyring.split([',', ' ', ';']).filter(|path| !path.is_empty());
+        let readable = paths.filter_map(|path| Some((path, std::fs::read_to_string(path).ok()?))).next();
+        let set = |option| self.option(option).is_some_and(|value| !value.is_empty());
+        let elsewhere = set("key") || set("keyfile");
+        let section = format!("[{user}]");
+        let no_key_in = readable.as_ref().filter(|(_, text)| text.lines().all(|line| line.trim() != section));
         match errno {
             Errno(libc::ETIMEDOUT) => self.explain_network(),
-            Errno(libc::EACCES | libc::EPERM) => OpenError::new(
-                Kind::Authentication,
-                format!("the cluster refuses {user} with this key"),
-                format!("compare the keyring with `ceph auth get {user}`, or name another user"),
-            ),
             Errno(libc::ENOENT) if self.option("mon_host").is_none_or(|hosts| hosts.is_empty()) => {
                 OpenError::new(
                     Kind::Configuration,
                     format!("{} names no monitor", self.options.conf.display()),
                     "add `mon_host = ADDRESS`; `ceph config generate-minimal-conf` prints such a file",
                 )
+                .of_setting("conf")
             }
-            Errno(libc::ENOENT) if !readable => OpenError::new(
+            // Ceph 16 and 18 both say EACCES for a key that is not in the keyring, not the cluster's, or of a user without any
+            // capabilities or unknown to it; ENOENT without a keyring.
+            Errno(libc::ENOENT | libc::EACCES | libc::EPERM) if readable.is_none() && !elsewhere => {
+                OpenError::new(
+                    Kind::Authentication,
+                    format!("there is no key of {user}: none of these can be read: {keyring}"),
+                    format!(
+                        "name one: keyring = \"FILE\"; `ceph auth get {user}` prints what belongs into it"
+                    ),
+                )
+            }
+            Errno(libc::ENOENT | libc::EACCES | libc::EPERM)
+                if let Some((path, _)) = no_key_in.filter(|_| !elsewhere) =>
+            {
+                OpenError::new(
+                    Kind::Authentication,
+                    format!("there is no key of {user} in {path}"),
+                    format!(
+                        "name the user whose key it has, or another keyring; `ceph auth get {user}` prints its own"
+                    ),
+                )
+            }
+            Errno(libc::EACCES | libc::EPERM) => OpenError::new(
                 Kind::Authentication,
-                format!("there is no key of {user}: none of these can be read: {keyring}"),
-                format!("name one: keyring = \"FILE\"; `ceph auth get {user}` prints what belongs into it"),
-            ),
-            Errno(libc::ENOENT) => OpenError::new(
-                Kind::Authentication,
-                format!("there is no key of {user} in {keyring}"),
                 format!(
-                    "name the user whose key it has, or another keyring; `ceph auth get {user}` prints its own"
+                    "the cluster refuses {user}: it does not know the user, or not with this key, or the user has no capabilities"
                 ),
+                format!("compare the keyring with `ceph auth get {user}`, or name another user"),
             ),
             Errno(libc::EOPNOTSUPP) => OpenError::new(
                 Kind::Authentication,
@@ -324,12 +354,13 @@ unsafe impl Send for Handle {}
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let (rados, handle) = (self.rados, Handle(self.handle));
+        let (rados, handle, open) = (self.rados, Handle(self.handle), self.open.take());
         // A cluster that does not answer can make it wait for long.
         let_end("disconnecting from Ceph", self.options.timeout, move || {
             let handle = handle;
             // SAFETY: nothing uses the handle any more: pools and images hold the `Cluster`.
             unsafe { (rados.rados_shutdown)(handle.0) };
+            open.map(Open::end);
         });
     }
 }

@@ -47,11 +47,19 @@ pub struct OpenError {
     pub remedy: String,
     /// A name that is not there, and those that are.
     pub names: Option<(String, Vec<String>)>,
+    /// The setting of the cluster that is wrong, if it is one: `conf`, `user`, `keyring`, or `options.` and the option's name.
+    pub setting: Option<String>,
 }
 
 impl OpenError {
     pub(crate) fn new(kind: OpenErrorKind, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), remedy: remedy.into(), names: None }
+        Self { kind, message: message.into(), remedy: remedy.into(), names: None, setting: None }
+    }
+
+    /// With the setting of the cluster that is wrong.
+    pub(crate) fn of_setting(mut self, setting: impl Into<String>) -> Self {
+        self.setting = Some(setting.into());
+        self
     }
 
     /// With the name that is not there, and those that are, of which one may be meant.

@@ -25,6 +25,6 @@ mod request;
 pub use cluster::{Cluster, ClusterOptions, Connections, Pool, RESERVED_OPTIONS};
 pub use error::{OpenError, OpenErrorKind};
 pub use ffi::LoadError;
-
+pub use patience::{end_by, left_behind};
 pub use rados::{CreateOptions, RadosDevice, RadosOptions, Volume, VolumeInfo, VolumeSpec};
 pub use rbd::{Lock, RbdDevice, RbdOptions};

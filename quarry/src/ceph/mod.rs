@@ -8,6 +8,7 @@ mod side_by_side;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::Device;
 use block_ceph::{
@@ -18,12 +19,16 @@ use crate::config::Config;
 use crate::config::diagnostic::Spot;
 use crate::config::model::{ClusterConfig, DeviceConfig, DeviceKind};
 use crate::devices::Devices;
+use crate::flush::Patience;
 use crate::server::StartError;
 use crate::suggest;
 use side_by_side::until_one_fails;
 
 /// Images that are opened at the same time.
 const AT_ONCE: usize = 16;
+
+/// The longest that a server that ends waits for clusters.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A device on a cluster.
 struct OnCluster<'c> {
@@ -67,18 +72,37 @@ pub fn open(config: &Config) -> Result<Devices, StartError> {
     let connected = until_one_fails(&groups, groups.len(), |(cluster, group)| {
         let connection = |_: &&OnCluster<'_>| connections.get(&cluster.options);
         let result: Result<Vec<Arc<Cluster>>, OpenError> = group.iter().map(connection).collect();
-        result.map_err(|error| start_error(&cluster.spot, &error))
+        result.map_err(|error| start_error(cluster.spot_of(&error), &error))
     })?;
     let all: Vec<(&OnCluster<'_>, Arc<Cluster>)> =
         groups.iter().zip(connected).flat_map(|((_, group), of)| group.iter().copied().zip(of)).collect();
     let opened = until_one_fails(&all, AT_ONCE, |(device, connection)| {
         let opened = open_one(&device.device.kind, connection);
-        opened.map_err(|error| start_error(spot_of(error.kind, device), &error))
+        opened.map_err(|error| start_error(spot_of(&error, device), &error))
     })?;
     let opened: Vec<(&OnCluster<'_>, Arc<dyn Device>)> =
         all.iter().zip(opened).filter_map(|((device, _), opened)| Some((*device, opened?))).collect();
     one_writer(&opened)?;
     Ok(opened.into_iter().map(|(on, device)| (on.name.to_owned(), device)).collect())
+}
+
+/// What a server that ends has for its devices on clusters: as long as their clusters' options allow, but no longer than
+/// [`LAST_PATIENCE`].
+pub fn patience(config: &Config) -> Patience {
+    let mut patience = Patience::default();
+    for name in config.devices.keys() {
+        let mut at = Some(name);
+        // Ends after as many steps as there are devices, though a checked graph has no circles.
+        for _ in 0..config.devices.len() {
+            let Some(device) = at.and_then(|name| config.devices.get(name)) else { break };
+            if let Some(cluster) = device.kind.place().and_then(|place| config.cluster(place, &device.spot)) {
+                patience.time = patience.time.max(cluster.options.timeout.min(LAST_PATIENCE));
+                patience.devices.insert(name.clone());
+            }
+            at = device.kind.inner().first().map(|inner| &inner.value);
+        }
+    }
+    patience
 }
 
 fn open_one(kind: &DeviceKind, cluster: &Arc<Cluster>) -> Result<Option<Arc<dyn Device>>, OpenError> {
@@ -128,14 +152,16 @@ pub fn help(error: &OpenError) -> String {
 }
 
 /// The key that an error is about.
-fn spot_of<'d>(kind: Kind, on: &'d OnCluster<'_>) -> &'d Spot {
+fn spot_of<'d>(error: &OpenError, on: &'d OnCluster<'_>) -> &'d Spot {
     let Some(place) = on.device.kind.place() else { return &on.device.spot };
     let snapshot = match &on.device.kind {
         DeviceKind::Rbd(rbd) => rbd.snapshot.as_ref(),
         _ => None,
     };
-    match kind {
-        Kind::Library | Kind::Configuration | Kind::Network | Kind::Authentication => &on.cluster.spot,
+    match error.kind {
+        Kind::Library | Kind::Configuration | Kind::Network | Kind::Authentication => {
+            on.cluster.spot_of(error)
+        }
         Kind::Pool | Kind::Access => &place.pool.spot,
         Kind::Namespace => place.namespace.as_ref().map_or(&place.pool.spot, |namespace| &namespace.spot),
         Kind::Snapshot => snapshot.map_or_else(|| name_of(on.device), |snapshot| &snapshot.spot),

@@ -61,7 +61,7 @@ pub(super) fn all_subsystems(config: &Config) -> impl Iterator<Item = (&Spot, &S
 }
 
 /// Complains of `reference` unless it is one of `known`.
-pub(super) fn resolve<'k>(
+pub(crate) fn resolve<'k>(
     reference: &At<String>,
     known: impl Iterator<Item = &'k str> + Clone,
     what: &str,

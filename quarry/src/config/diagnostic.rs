@@ -68,6 +68,11 @@ pub struct Diagnostic {
 pub struct Sink(RefCell<Vec<Diagnostic>>);
 
 impl Sink {
+    /// Goes on collecting after what was found earlier.
+    pub fn with(diagnostics: Vec<Diagnostic>) -> Self {
+        Self(RefCell::new(diagnostics))
+    }
+
     /// A mistake that prevents serving.
     pub fn error(&self, spot: &Spot, message: impl Into<String>, help: impl Into<String>) {
         self.push(Severity::Error, spot, message.into(), help.into());

@@ -43,6 +43,14 @@ pub fn load(name: &str, text: &str, machine: &Machine) -> Result<Checked, Report
     conclude(config, sink, Source { name: name.to_owned(), text: text.to_owned() })
 }
 
+/// Asks the clusters that a checked configuration uses, see [`crate::ceph::probe`]. Blocks for as long as their timeouts allow.
+pub fn check_clusters(checked: Checked) -> Result<Checked, Report> {
+    let Checked { config, report } = checked;
+    let sink = Sink::with(report.diagnostics);
+    crate::ceph::probe::check(&config, &sink);
+    conclude(Some(config), sink, report.source)
+}
+
 /// Checks a configuration that came from a command line.
 pub(crate) fn conclude_command_line(
     config: Option<Config>,

@@ -12,6 +12,7 @@ use block_memory::HugePages;
 use nvme_emu::Limits;
 
 use super::diagnostic::{At, Spot};
+pub(crate) use super::model_ceph::volume_spec;
 pub use super::model_ceph::{ClusterConfig, Place, RadosDevice, RbdDevice};
 
 /// A whole configuration.

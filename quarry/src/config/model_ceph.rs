@@ -1,8 +1,9 @@
 //! What a configuration says of Ceph: clusters, and the devices on them.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use block_ceph::{ClusterOptions, Lock, RadosOptions, RbdOptions, VolumeSpec};
+use block_ceph::{ClusterOptions, Lock, OpenError, RadosOptions, RbdOptions, VolumeSpec};
 
 use super::diagnostic::{At, Spot};
 use super::model::{Config, DeviceKind};
@@ -12,8 +13,17 @@ use super::model::{Config, DeviceKind};
 pub struct ClusterConfig {
     /// Its table.
     pub spot: Spot,
+    /// Where its settings are written, by what [`block_ceph::OpenError::setting`] calls them.
+    pub spots: BTreeMap<String, Spot>,
     /// Paths in it are absolute.
     pub options: ClusterOptions,
+}
+
+impl ClusterConfig {
+    /// The key that an error is about.
+    pub fn spot_of(&self, error: &OpenError) -> &Spot {
+        error.setting.as_ref().and_then(|setting| self.spots.get(setting)).unwrap_or(&self.spot)
+    }
 }
 
 /// What every device on a cluster says: where its data is, and how it is shown.
@@ -108,6 +118,15 @@ impl DeviceKind {
         }
     }
 
+    /// The same, to change it.
+    pub(crate) fn place_mut(&mut self) -> Option<&mut Place> {
+        match self {
+            Self::Rbd(rbd) => Some(&mut rbd.place),
+            Self::Rados(rados) => Some(&mut rados.place),
+            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Fault(_) => None,
+        }
+    }
+
     /// What it is on its cluster, as Ceph writes it, and whether it takes no writes.
     pub(crate) fn on_cluster(&self) -> Option<(String, bool)> {
         match self {
@@ -135,7 +154,11 @@ impl Config {
             Some(name) => self.clusters.get(&name.value)?,
             None if self.clusters.is_empty() && self.unreadable_clusters.is_empty() => {
                 let options = ClusterOptions::default();
-                return Some(Cow::Owned(ClusterConfig { spot: device.clone(), options }));
+                return Some(Cow::Owned(ClusterConfig {
+                    spot: device.clone(),
+                    spots: BTreeMap::new(),
+                    options,
+                }));
             }
             None if self.clusters.len() == 1 => self.clusters.values().next()?,
             None => return None,

@@ -52,10 +52,17 @@ pub(super) fn cluster(section: Section<'_>, base: &Path) -> Option<ClusterConfig
     if let Some(number) = section.integer("images_per_connection", 1..=1024) {
         options.images_per_connection = number.value as usize;
     }
-    options.options = ceph_options(&section);
+    let mut spots = BTreeMap::new();
+    for (name, At { value, spot }) in ceph_options(&section) {
+        spots.insert(format!("options.{name}"), spot);
+        options.options.insert(name, value);
+    }
+    for key in ["conf", "user", "keyring"] {
+        spots.extend(section.get(key).map(|(_, spot)| (key.to_owned(), spot)));
+    }
     let spot = section.spot().clone();
     section.finish();
-    good.then_some(ClusterConfig { spot, options })
+    good.then_some(ClusterConfig { spot, spots, options })
 }
 
 /// A user without `client.`.
@@ -74,11 +81,11 @@ pub(crate) fn check_user(user: &At<String>, sink: &Sink) -> bool {
 }
 
 /// Options of Ceph's own, as texts.
-fn ceph_options(section: &Section<'_>) -> BTreeMap<String, String> {
+fn ceph_options(section: &Section<'_>) -> Vec<(String, At<String>)> {
     let Some(options) = section.section("options", "{ ms_type = \"async+rdma\" }") else {
-        return BTreeMap::new();
+        return Vec::new();
     };
-    let mut all = BTreeMap::new();
+    let mut all = Vec::new();
     for (name, value, spot) in options.entries() {
         let text = match value.get_ref() {
             DeValue::String(text) => text.to_string(),
@@ -93,8 +100,8 @@ fn ceph_options(section: &Section<'_>) -> BTreeMap<String, String> {
                 continue;
             }
         };
-        if check_option(&At::new((name.as_str(), text.as_str()), spot), options.sink()) {
-            all.insert(name, text);
+        if check_option(&At::new((name.as_str(), text.as_str()), spot.clone()), options.sink()) {
+            all.push((name, At::new(text, spot)));
         }
     }
     all
@@ -224,6 +231,31 @@ pub(crate) fn check_name(key: &str, name: &At<String>, sink: &Sink) -> bool {
         return false;
     }
     true
+}
+
+/// What is named as Ceph's tools do: `POOL/[NAMESPACE/]NAME[@SNAPSHOT]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named<'t> {
+    pub(crate) pool: &'t str,
+    pub(crate) namespace: Option<&'t str>,
+    pub(crate) name: &'t str,
+    pub(crate) snapshot: Option<&'t str>,
+}
+
+impl<'t> Named<'t> {
+    /// Takes `text` apart, if it has a pool and a name.
+    pub(crate) fn read(text: &'t str) -> Option<Self> {
+        let (path, snapshot) = match text.split_once('@') {
+            Some((path, snapshot)) => (path, Some(snapshot)),
+            None => (text, None),
+        };
+        let mut parts = path.split('/');
+        let named = match (parts.next()?, parts.next()?, parts.next()) {
+            (pool, name, None) => Self { pool, namespace: None, name, snapshot },
+            (pool, namespace, Some(name)) => Self { pool, namespace: Some(namespace), name, snapshot },
+        };
+        parts.next().is_none().then_some(named)
+    }
 }
 
 /// The keys for what is written as Ceph's tools have it: `pool/namespace/image@snapshot`.

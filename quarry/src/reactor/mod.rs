@@ -179,11 +179,16 @@ impl ReactorThread {
             core.hot.push(Polled { worker, quiet: 0 });
         });
     }
+
+    /// Has the thread come to its end, which dropping this waits for.
+    pub fn stop(&self) {
+        self.run(|core| core.stopping = true);
+    }
 }
 
 impl Drop for ReactorThread {
     fn drop(&mut self) {
-        self.run(|core| core.stopping = true);
+        self.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -387,8 +392,7 @@ impl Core {
 fn guard_against_panics(work: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         tracing::error!("a reactor panicked; ending the process, so that no guest waits for ever");
-        crate::logging::flush();
-        std::process::exit(crate::exit::PANIC.into());
+        crate::exit::at_once(crate::exit::PANIC);
     }
 }
 
