@@ -74,7 +74,7 @@ fn all(devices: &Devices, patience: &Patience) -> Vec<String> {
     let (mut failed, mut goes_on) = (Vec::new(), false);
     let mut running: Vec<_> = devices
         .iter()
-        .map(|(name, device)| (name, Box::pin(one(device.as_ref(), &reactor, patience.of(name)))))
+        .map(|(name, device)| (name, Box::pin(one(name, device.as_ref(), &reactor, patience))))
         .collect();
     reactor.block_on(poll_fn(|cx| {
         running.retain_mut(|(name, work)| {
@@ -100,7 +100,8 @@ fn all(devices: &Devices, patience: &Patience) -> Vec<String> {
     failed
 }
 
-async fn one(device: &dyn Device, reactor: &Reactor, time: Duration) -> Result<(), Error> {
+async fn one(name: &str, device: &dyn Device, reactor: &Reactor, patience: &Patience) -> Result<(), Error> {
+    let time = patience.of(name);
     let channel = device.channel(reactor)?;
     let io = Io::new(Op::Flush, 0, 0, Vec::new(), None, 0);
     match channel.submit(io) {
@@ -111,7 +112,8 @@ async fn one(device: &dyn Device, reactor: &Reactor, time: Duration) -> Result<(
                 Poll::Ready(completed) => Poll::Ready(Ok(completed)),
                 Poll::Pending => deadline.as_mut().poll(cx).map(Err),
             });
-            let too_slow = |()| Error::new(ErrorKind::Timeout, format!("no answer for {time:?}"));
+            let who = if patience.devices.contains(name) { "its cluster has" } else { "it has" };
+            let too_slow = |()| Error::new(ErrorKind::Timeout, format!("{who} not answered for {time:?}"));
             first.await.map_err(too_slow)?.result
         }
     }
@@ -146,7 +148,8 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
         assert_eq!(failed.len(), 99);
         assert!(
-            failed[0].starts_with("device-00: ") && failed[0].contains("no answer for 300ms"),
+            failed[0].starts_with("device-00: ")
+                && failed[0].contains("its cluster has not answered for 300ms"),
             "{}",
             failed[0]
         );

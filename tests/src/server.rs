@@ -156,19 +156,18 @@ impl Server {
         self.wait();
     }
 
-    /// Waits until it has ended, as it does after a signal.
+    /// Asks it to end, and waits until it has. Returns how it did, and its log.
     #[track_caller]
-    pub fn wait_for_end(mut self) -> ExitStatus {
-        self.wait()
+    pub fn terminate(mut self) -> (ExitStatus, String) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        (status, self.log())
     }
 
     /// Asks it to end, and expects that it does so with status 0. Returns its log.
     #[track_caller]
-    pub fn stop(mut self) -> String {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("the server still runs");
-        let status = self.wait();
-        let log = self.log();
+    pub fn stop(self) -> String {
+        let (status, log) = self.terminate();
         assert!(status.success(), "SIGTERM should end it with status 0, not {status}:\n{log}");
         assert!(!log.contains("panicked"), "a thread panicked:\n{log}");
         log

@@ -360,7 +360,7 @@ impl Drop for Cluster {
             let handle = handle;
             // SAFETY: nothing uses the handle any more: pools and images hold the `Cluster`.
             unsafe { (rados.rados_shutdown)(handle.0) };
-            open.map(Open::end);
+            open.into_iter().for_each(Open::end);
         });
     }
 }

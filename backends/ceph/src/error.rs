@@ -48,7 +48,7 @@ pub struct OpenError {
     /// A name that is not there, and those that are.
     pub names: Option<(String, Vec<String>)>,
     /// The setting of the cluster that is wrong, if it is one: `conf`, `user`, `keyring`, or `options.` and the option's name.
-    pub setting: Option<String>,
+    pub setting: Option<Box<str>>,
 }
 
 impl OpenError {
@@ -57,7 +57,7 @@ impl OpenError {
     }
 
     /// With the setting of the cluster that is wrong.
-    pub(crate) fn of_setting(mut self, setting: impl Into<String>) -> Self {
+    pub(crate) fn of_setting(mut self, setting: impl Into<Box<str>>) -> Self {
         self.setting = Some(setting.into());
         self
     }

@@ -177,3 +177,109 @@ fn name_of(device: &DeviceConfig) -> &Spot {
         _ => &device.spot,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Machine, load};
+
+    const TEXT: &str = r#"
+        [clusters.main]
+        keyring = "/etc/ceph/keyring"
+        timeout = 4
+        [clusters.slow]
+        timeout = 3600
+        [devices.a]
+        type = "rbd"
+        cluster = "main"
+        pool = "rbd"
+        namespace = "tenant"
+        image = "a"
+        snapshot = "daily"
+        [devices.b]
+        type = "rados"
+        cluster = "main"
+        pool = "rbd"
+        volume = "b"
+        [devices.over-b]
+        type = "fault"
+        on = "b"
+        [devices.memory]
+        type = "memory"
+        size = "1M"
+        [controllers.vm]
+        socket = "/tmp/quarry-ceph.sock"
+        namespaces = [{ device = "a" }, { device = "over-b" }, { device = "memory" }]
+    "#;
+
+    fn config(text: &str) -> Config {
+        load("/quarry.toml", text, &Machine { cpus: vec![0] })
+            .unwrap_or_else(|report| panic!("{report}"))
+            .config
+    }
+
+    fn error(kind: Kind) -> OpenError {
+        OpenError {
+            kind,
+            message: "broken".to_owned(),
+            remedy: "mend it".to_owned(),
+            names: None,
+            setting: None,
+        }
+    }
+
+    #[test]
+    fn errors_are_told_at_their_keys() {
+        let config = config(TEXT);
+        let devices = devices_of(&config);
+        assert_eq!(by_cluster(&devices).len(), 1, "both are on one cluster");
+        let [a, b] = devices.as_slice() else { panic!() };
+        for (kind, of_a, of_b) in [
+            (Kind::Library, "clusters.main", "clusters.main"),
+            (Kind::Configuration, "clusters.main", "clusters.main"),
+            (Kind::Network, "clusters.main", "clusters.main"),
+            (Kind::Authentication, "clusters.main", "clusters.main"),
+            (Kind::Access, "devices.a.pool", "devices.b.pool"),
+            (Kind::Pool, "devices.a.pool", "devices.b.pool"),
+            (Kind::Namespace, "devices.a.namespace", "devices.b.pool"),
+            (Kind::Image, "devices.a.image", "devices.b.volume"),
+            (Kind::Snapshot, "devices.a.snapshot", "devices.b.volume"),
+            (Kind::InUse, "devices.a.image", "devices.b.volume"),
+            (Kind::Timeout, "devices.a.image", "devices.b.volume"),
+            (Kind::Other, "devices.a.image", "devices.b.volume"),
+        ] {
+            let error = error(kind);
+            assert_eq!(
+                (spot_of(&error, a).key.as_str(), spot_of(&error, b).key.as_str()),
+                (of_a, of_b),
+                "{kind:?}"
+            );
+        }
+        let mut error = error(Kind::Configuration);
+        for (setting, key) in [("keyring", "clusters.main.keyring"), ("conf", "clusters.main")] {
+            error.setting = Some(setting.into());
+            assert_eq!(a.cluster.spot_of(&error).key, key);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_near_is_suggested() {
+        let mut error = error(Kind::Image);
+        assert_eq!(help(&error), "mend it");
+        error.names = Some(("vm1".to_owned(), vec!["other".to_owned(), "vm-1".to_owned()]));
+        assert_eq!(help(&error), "did you mean `vm-1`? Otherwise mend it");
+        error.names = Some(("vm1".to_owned(), vec!["nothing".to_owned()]));
+        assert_eq!(help(&error), "mend it");
+        let start = start_error(&Spot::named("devices.a.image"), &error);
+        assert_eq!(start.to_string(), "devices.a.image: broken; mend it");
+    }
+
+    #[test]
+    fn a_server_that_ends_waits_for_clusters_for_seconds() {
+        let patience = patience(&config(TEXT));
+        assert_eq!(patience.time, Duration::from_secs(4));
+        assert_eq!(patience.devices.iter().collect::<Vec<_>>(), ["a", "b", "over-b"]);
+        let slow = super::patience(&config(&TEXT.replace("cluster = \"main\"", "cluster = \"slow\"")));
+        assert_eq!(slow.time, LAST_PATIENCE);
+    }
+}

@@ -22,7 +22,7 @@ pub struct ClusterConfig {
 impl ClusterConfig {
     /// The key that an error is about.
     pub fn spot_of(&self, error: &OpenError) -> &Spot {
-        error.setting.as_ref().and_then(|setting| self.spots.get(setting)).unwrap_or(&self.spot)
+        error.setting.as_ref().and_then(|setting| self.spots.get(&**setting)).unwrap_or(&self.spot)
     }
 }
 
