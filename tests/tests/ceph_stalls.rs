@@ -116,10 +116,10 @@ fn a_server_whose_cluster_is_gone_for_good_ends() {
     controller.disable().expect("it comes to rest");
     assert!(server.is_running());
     drop((queues, controller));
-    server.signal(rustix::process::Signal::TERM);
-    let ended = server.wait_for_end();
+    let (ended, log) = server.terminate();
     assert!(
         ended.code().is_some_and(|code| code != 0),
-        "it ends by itself, and says that not all is well: {ended}"
+        "it ends, and says that not all is well: {ended}
+{log}"
     );
 }
