@@ -117,13 +117,14 @@ fn quarry_toml(cluster: &Cluster) -> String {
     let quoted = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
     format!(
         r#"# Serves the image {IMAGE} of the cluster that `cargo xtask ceph up` started.
+[clusters.demo]
+conf = {conf}
+keyring = {keyring}
+
 [devices.disk]
 type = "rbd"
 pool = "rbd"
 image = "{IMAGE}"
-conf = {conf}
-keyring = {keyring}
-user = "admin"
 
 [controllers.vm]
 socket = "/tmp/quarry-ceph.sock"
