@@ -4,9 +4,16 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+#[cfg(not(loom))]
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+#[cfg(loom)]
+use loom::sync::{Arc, Mutex, MutexGuard};
 
 /// Shared by all channels of a disk. Taking and giving back cost an atomic operation each while nobody waits.
 pub(crate) struct Budget {
@@ -57,6 +64,8 @@ impl Budget {
     /// Lets those in, from the front, who fit.
     fn grant(&self) {
         let mut queue = lock(&self.queue);
+        // Either this sees what was given back before, or who gives back later sees that somebody waits.
+        self.used.fetch_add(0, SeqCst);
         while let Some(first) = queue.front()
             && self.fits(first.need)
         {
@@ -127,7 +136,55 @@ impl<B: AsRef<Budget>> Drop for Wait<B> {
     }
 }
 
-#[cfg(test)]
+/// Every interleaving, under `RUSTFLAGS="--cfg loom" cargo test -p block-ceph --lib --release budget`.
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+
+    struct Shared(Arc<Budget>);
+
+    impl AsRef<Budget> for Shared {
+        fn as_ref(&self) -> &Budget {
+            &self.0
+        }
+    }
+
+    /// One has all there is and gives it back while another waits for it, or gives up waiting.
+    fn one_waits(gives_up: bool) {
+        loom::model(move || {
+            let budget = Arc::new(Budget::new(1));
+            assert!(budget.take(1));
+            let of = budget.clone();
+            let waits = loom::thread::spawn(move || {
+                if of.take(1) {
+                    return of.give(1);
+                }
+                let wait = Budget::wait(Shared(of.clone()), 1);
+                if gives_up {
+                    return drop(wait);
+                }
+                loom::future::block_on(wait); // loom reports a deadlock if nobody wakes it
+                of.give(1);
+            });
+            budget.give(1);
+            waits.join().unwrap();
+            assert_eq!((budget.used.load(SeqCst), budget.waiting.load(SeqCst)), (0, 0));
+            assert!(budget.take(1));
+        });
+    }
+
+    #[test]
+    fn who_waits_is_woken() {
+        one_waits(false);
+    }
+
+    #[test]
+    fn who_gives_up_leaves_nothing_behind() {
+        one_waits(true);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::task::Wake;
 

@@ -19,8 +19,12 @@ use tally::Tally;
 
 /// Loom models, which try every order in which threads can meet: a crate and the module of its models (its other tests do
 /// not run under loom).
-const LOOM_MODELS: &[(&str, &str)] =
-    &[("block", "parker::model"), ("block", "remote::model"), ("nvme-emu", "event_index::model")];
+const LOOM_MODELS: &[(&str, &str)] = &[
+    ("block", "parker::model"),
+    ("block", "remote::model"),
+    ("block-ceph", "budget::model"),
+    ("nvme-emu", "event_index::model"),
+];
 
 /// Which tests to run.
 #[derive(Args, Default)]
