@@ -2,14 +2,18 @@
 //!
 //! Where setting a timer is dear, a sleep without one that a completion ends is the cheapest wait. But it is deaf to
 //! mapped doorbells, and it wakes later than a spin ends. So it has to pay: the last idle times were longer than a spin,
-//! but short, completions ended them, and no guest rang meanwhile.
+//! but short, completions ended them, and no guest rang meanwhile. Where they are as long as those of a cluster, a
+//! doorbell that was not heard costs much, so one is enough to end it for a long while.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// How long the idle times are that pay: longer than spinning bridges, and so short that it is bearable if a doorbell rings
-/// after all.
-const PAYING: RangeInclusive<Duration> = super::idle::SPIN..=Duration::from_micros(500);
+/// How long the idle times are that pay: longer than spinning bridges, and not so long that timers cost nothing beside them.
+const PAYING: RangeInclusive<Duration> = super::idle::SPIN..=Duration::from_millis(5);
+/// So long it is bearable if a doorbell rings after all.
+const BEARABLE: Duration = Duration::from_micros(500);
+/// If one rings in a longer sleep: idle times until the next sleep without a timer.
+const BAN: u32 = 256;
 /// So many more idle times that pay than others, of which each counts for [`PENALTY`], make it likely.
 const LIKELY: u32 = 16;
 /// What can be saved up at most: how soon a change is noticed.
@@ -25,6 +29,8 @@ pub struct Expectation {
     score: u32,
     learnt: u32,
     probing: bool,
+    /// Idle times for which it is not likely, whatever the score is.
+    banned: u32,
 }
 
 impl Expectation {
@@ -39,13 +45,17 @@ impl Expectation {
             Some(lasted) if lasted > *PAYING.end() => self.score / 2,
             _ => self.score.saturating_sub(PENALTY),
         };
+        self.banned = match lasted {
+            Some(lasted) if rang && lasted > BEARABLE => BAN,
+            _ => self.banned.saturating_sub(1),
+        };
         self.learnt = self.learnt.wrapping_add(1);
         self.probing = self.learnt.is_multiple_of(PROBED);
     }
 
     /// Whether it is likely, in an idle time that has lasted so long.
     pub fn holds(&self, idle: Duration) -> bool {
-        self.score >= LIKELY && (!self.probing || idle >= super::idle::SPIN)
+        self.score >= LIKELY && self.banned == 0 && (!self.probing || idle >= super::idle::SPIN)
     }
 }
 
@@ -128,8 +138,22 @@ mod tests {
     fn a_device_that_takes_long_ends_it_at_once() {
         let mut expectation = sure();
         for _ in 0..3 {
-            expectation.learn(micros(5000), true, false);
+            expectation.learn(micros(6000), true, false);
         }
         assert!(!expectation.holds(BEGUN));
+    }
+
+    #[test]
+    fn a_cluster_is_slept_for_but_a_doorbell_in_it_is_not_slept_through_again_soon() {
+        let mut expectation = Expectation::default();
+        (0..=2 * MOST).for_each(|_| expectation.learn(micros(2000), true, false));
+        assert!(expectation.holds(BEGUN));
+        expectation.learn(micros(2000), true, true);
+        let mut waited = 0;
+        while !expectation.holds(BEGUN) {
+            expectation.learn(micros(2000), true, false);
+            waited += 1;
+        }
+        assert!((BAN..=BAN + PROBED).contains(&waited), "{waited}");
     }
 }

@@ -58,7 +58,12 @@ pub struct Idle {
     long: Option<bool>,
     /// How long it had lasted when the last sleep ended.
     lasted: Option<Duration>,
+    /// Of an idle time that has just become [`HARD_SPIN`] long.
     expectation: Expectation,
+    /// Of one that has become [`SPIN`] long: a guest that answers completions with commands has done so by then.
+    late: Expectation,
+    /// It became so long awake.
+    is_late: bool,
     /// CPU time of a sleep and the turn after it.
     price: Duration,
     /// CPU time that may be spent on sleeps.
@@ -79,6 +84,8 @@ impl Idle {
             long: None,
             lasted: None,
             expectation: Expectation::default(),
+            late: Expectation::default(),
+            is_late: false,
             price,
             allowance: SAVED,
             filled: None,
@@ -92,8 +99,12 @@ impl Idle {
     pub fn worked(&mut self, completed: bool, rang: bool) {
         self.since = None;
         let lasted = self.lasted.take();
+        let is_late = std::mem::take(&mut self.is_late);
         if self.long.take() == Some(true) {
             self.expectation.learn(lasted, completed, rang);
+            if is_late {
+                self.late.learn(lasted, completed, rang);
+            }
         }
         self.turns = 0;
         self.marked = None;
@@ -142,8 +153,9 @@ impl Idle {
             return Wait::Spin;
         }
         let pending = *self.long.get_or_insert_with(pending);
+        let sleeps = self.price >= DEAR && watched && pending;
         // Nearly without a timer: it is beyond the kernel's next tick.
-        if self.price >= DEAR && self.expectation.holds(idle) && watched && pending {
+        if sleeps && self.expectation.holds(idle) {
             return Wait::Sleep(LAST_RESORT);
         }
         if idle < SPIN {
@@ -151,6 +163,10 @@ impl Idle {
         }
         if !watched {
             return Wait::UntilWoken;
+        }
+        self.is_late |= self.lasted.is_none();
+        if sleeps && self.late.holds(idle) {
+            return Wait::Sleep(LAST_RESORT);
         }
         Wait::Sleep(self.pause(idle, now, cpu))
     }
@@ -384,6 +400,39 @@ mod tests {
             }
         }
         assert!(longest > Duration::ZERO && longest < LAST_RESORT, "{longest:?}");
+    }
+
+    /// Of each two idle times one ends with a command, soon, and one with a completion, late: a deep queue on a cluster.
+    #[test]
+    fn a_guest_that_answers_soon_is_awaited_and_its_next_completion_slept_for() {
+        let mut machine = Machine::new(Duration::from_micros(20));
+        machine.rest(Duration::from_secs(1));
+        machine.pending = true;
+        machine.idle.worked(false, false);
+        let mut waits = Vec::new();
+        for _ in 0..100 {
+            for micros in [30, 900] {
+                waits.clear();
+                let end = machine.at + Duration::from_micros(micros);
+                while machine.at < end {
+                    let wait = machine.wait(Mode::Adaptive, true);
+                    match wait {
+                        Wait::Sleep(pause) => {
+                            machine.spent += machine.price;
+                            machine.at = end.min(machine.at + pause);
+                            machine.idle.slept(machine.start + machine.at);
+                        }
+                        _ => machine.at += Duration::from_nanos(100),
+                    }
+                    waits.push(wait);
+                }
+                machine.idle.worked(micros == 900, false);
+            }
+        }
+        // Awake for as long as the guest might answer, then one sleep.
+        let sleeps: Vec<_> = waits.iter().filter(|wait| matches!(wait, Wait::Sleep(_))).collect();
+        assert_eq!(sleeps, [&Wait::Sleep(LAST_RESORT)]);
+        assert!(waits.contains(&Wait::Yield));
     }
 
     #[test]
