@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nvme_driver::interrupt::EventFd;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{nanoseconds, ticks, ticks_in};
@@ -30,6 +31,17 @@ impl Limit {
     }
 }
 
+/// How completions are waited for.
+#[derive(Clone, Copy)]
+pub enum Wait<'a> {
+    /// By looking again and again, on a CPU that the other side does not need.
+    Poll,
+    /// The same where the other side has no other CPU: it is given away sooner.
+    PollShared,
+    /// By sleeping until an interrupt, as guests do: what a device needs CPUs for has all of them.
+    Interrupt(&'a EventFd),
+}
+
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -39,6 +51,9 @@ pub enum Failure {
     /// Nothing completes any more.
     #[error("nothing completed for {0:?}, with {1} commands in flight")]
     Stuck(Duration, u32),
+    /// The interrupt cannot be waited for.
+    #[error("waiting for an interrupt: {0}")]
+    Interrupt(nvme_driver::Error),
 }
 
 /// What a run came to.
@@ -56,6 +71,8 @@ pub struct Outcome {
     pub latency_ns: Latency,
     /// Nanoseconds of the server's CPU time for each command, where its process is known.
     pub server_ns: Option<f64>,
+    /// Nanoseconds of the client's CPU time for each command.
+    pub client_ns: f64,
     /// For which part of the time other programs kept client or server from running.
     pub disturbed: f64,
 }
@@ -94,6 +111,7 @@ impl Outcome {
                 mean: latencies.mean() / crate::clock::rate(),
             },
             server_ns: None,
+            client_ns: 0.0,
             disturbed: 0.0,
         }
     }
@@ -107,8 +125,7 @@ const SHARED_POLLS: u64 = 1 << 8;
 /// No single command takes that long, unless it never ends.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// Runs all lanes in this thread. `bytes` are those of a command. With `shares_cpu` the other side has no CPU of its
-/// own: this thread gives its CPU away sooner when it waits.
+/// Runs all lanes in this thread. `bytes` are those of a command.
 ///
 /// # Errors
 /// [`Failure`]. The lanes are of no use any more then.
@@ -117,10 +134,10 @@ pub fn run(
     pattern: &mut Pattern,
     limit: Limit,
     bytes: u64,
-    shares_cpu: bool,
+    wait: Wait<'_>,
 ) -> Result<Outcome, Failure> {
     let mut latencies = Histogram::default();
-    let polls = if shares_cpu { SHARED_POLLS } else { PATIENT_POLLS };
+    let polls = if let Wait::PollShared = wait { SHARED_POLLS } else { PATIENT_POLLS };
     let time = ticks_in(limit.time);
     let start = Instant::now();
     let mut job = Job {
@@ -142,6 +159,12 @@ pub fn run(
         }
         if taken > 0 {
             waited = 0;
+            continue;
+        }
+        if let Wait::Interrupt(interrupt) = wait {
+            if interrupt.wait(STUCK).map_err(Failure::Interrupt)? == 0 {
+                return Err(Failure::Stuck(STUCK, in_flight));
+            }
             continue;
         }
         waited += 1;

@@ -9,7 +9,7 @@ use nvme_spec::Command;
 
 use crate::lane::{Lane, Rings};
 use crate::pattern::{Order, Pattern};
-use crate::run::{Failure, Limit, Outcome, run};
+use crate::run::{Failure, Limit, Outcome, Wait, run};
 
 /// The address of the first arena as the controller sees it.
 pub const IOVA: u64 = 0x1_0000_0000;
@@ -69,11 +69,12 @@ pub struct Target {
 pub type Admin<'a> = dyn Fn(&Controller, Command) -> Result<()> + 'a;
 
 impl Target {
-    /// Creates everything on a controller of another process.
+    /// Creates everything on a controller of another process. With `vectors` each queue pair has an interrupt vector: its
+    /// identifier.
     ///
     /// # Errors
     /// The controller does not have what the workload needs, or refuses it.
-    pub fn new(controller: &Controller, namespace: u32, workload: &Workload) -> Result<Self> {
+    pub fn new(controller: &Controller, namespace: u32, workload: &Workload, vectors: bool) -> Result<Self> {
         let (blocks, block_size) = geometry(controller, namespace)?;
         ensure!(blocks > 0, "the controller has no namespace {namespace}");
         let (wanted, limit) =
@@ -87,7 +88,7 @@ impl Target {
             workload.entries()
         );
         let admin = |controller: &Controller, command| Ok(controller.admin_ok(command).map(drop)?);
-        Self::with_geometry(controller, namespace, (blocks, block_size), workload, false, &admin)
+        Self::with_geometry(controller, namespace, (blocks, block_size), workload, vectors, &admin)
     }
 
     /// Creates everything for a namespace of known size in blocks and bytes of a block. With `vectors` each queue pair
@@ -182,10 +183,10 @@ impl Target {
     ///
     /// # Errors
     /// A write fails.
-    pub fn write_all(&self, lanes: &mut [Lane<'_>], shares_cpu: bool) -> Result<Outcome, Failure> {
+    pub fn write_all(&self, lanes: &mut [Lane<'_>], wait: Wait<'_>) -> Result<Outcome, Failure> {
         let mut pattern = Pattern::new(Order::Sequential, 100, self.blocks, self.span, 1);
         let limit = Limit::commands(self.span / self.blocks);
-        run(lanes, &mut pattern, limit, self.bytes as u64, shares_cpu)
+        run(lanes, &mut pattern, limit, self.bytes as u64, wait)
     }
 
     /// Runs the workload for a while.
@@ -198,9 +199,9 @@ impl Target {
         pattern: &mut Pattern,
         time: Duration,
         commands: u64,
-        shares_cpu: bool,
+        wait: Wait<'_>,
     ) -> Result<Outcome, Failure> {
-        run(lanes, pattern, Limit { time, commands }, self.bytes as u64, shares_cpu)
+        run(lanes, pattern, Limit { time, commands }, self.bytes as u64, wait)
     }
 }
 

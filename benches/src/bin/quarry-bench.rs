@@ -10,7 +10,7 @@ use quarry_bench::cpu::{self, Account, steady};
 use quarry_bench::limits::{copy, echo, line};
 use quarry_bench::memory::Memory;
 use quarry_bench::pattern::Order;
-use quarry_bench::run::Outcome;
+use quarry_bench::run::{Outcome, Wait};
 use quarry_bench::target::{IOVA, Target, Workload};
 use serde::Serialize;
 
@@ -92,6 +92,9 @@ struct Run {
     /// The namespace
     #[arg(long, default_value_t = 1)]
     namespace: u32,
+    /// Sleep until the queue's interrupt instead of looking all the time, so that others can use the CPU
+    #[arg(long, conflicts_with = "queues")]
+    interrupts: bool,
     /// The CPU to run on
     #[arg(long)]
     cpu: Option<usize>,
@@ -253,25 +256,34 @@ impl Run {
         let options = Options { memory: workload.memory(), iova: IOVA, ..Options::default() };
         let controller = Controller::connect_wire(&self.socket, options)
             .with_context(|| format!("connect to {}", self.socket.display()))?;
-        let target = Target::new(&controller, self.namespace, &workload)?;
+        let target = Target::new(&controller, self.namespace, &workload, self.interrupts)?;
+        // Vectors have their queues' identifiers.
+        let interrupt = if self.interrupts { controller.connect_vectors(1, 1)?.pop() } else { None };
+        let wait = match &interrupt {
+            Some(interrupt) => Wait::Interrupt(interrupt),
+            None if shares_cpu => Wait::PollShared,
+            None => Wait::Poll,
+        };
         let mut lanes = target.lanes()?;
         if self.fill {
-            target.write_all(&mut lanes, shares_cpu)?;
+            target.write_all(&mut lanes, wait)?;
         }
         let mut pattern = target.pattern(0x9E37_79B9_7F4A_7C15);
         let commands = self.commands.unwrap_or(u64::MAX);
         if self.warmup > 0.0 {
             let time = Duration::from_secs_f64(self.warmup);
-            target.run(&mut lanes, &mut pattern, time, commands, shares_cpu)?;
+            target.run(&mut lanes, &mut pattern, time, commands, wait)?;
         }
         let time = Duration::from_secs_f64(self.seconds);
         let mut one = || -> Result<Outcome> {
             let used = || self.server_pid.map(Account::of).transpose().context("the server's CPU time");
-            let before = used()?;
-            let mut outcome = target.run(&mut lanes, &mut pattern, time, commands, shares_cpu)?;
+            let own = || Account::of(std::process::id()).context("the client's CPU time");
+            let (before, began) = (used()?, own()?);
+            let mut outcome = target.run(&mut lanes, &mut pattern, time, commands, wait)?;
             if let (Some(before), Some(after)) = (before, used()?) {
                 outcome.server_ns = Some((after.ran - before.ran) as f64 / outcome.commands.max(1) as f64);
             }
+            outcome.client_ns = (own()?.ran - began.ran) as f64 / outcome.commands.max(1) as f64;
             Ok(outcome)
         };
         let mut outcomes = Vec::new();

@@ -12,7 +12,7 @@ use crate::cpu::pin;
 use crate::lane::{Lane, Rings};
 use crate::memory::Memory;
 use crate::pattern::{Order, Pattern};
-use crate::run::{Limit, Outcome, run};
+use crate::run::{Limit, Outcome, Wait, run};
 
 const ENTRIES: usize = 256;
 /// Bytes of the submission queue, the completion queue, and a page of doorbells.
@@ -31,6 +31,7 @@ pub fn echo(client: usize, server: usize, depth: usize, time: Duration) -> Resul
     let (tail, head) = (Padded(AtomicU32::new(0)), Padded(AtomicU32::new(0)));
     let stop = Padded(AtomicBool::new(false));
     let shares_cpu = client == server;
+    let wait = if shares_cpu { Wait::PollShared } else { Wait::Poll };
     let (sq, cq) = (memory.words(0, SQ / 8), memory.words(SQ, CQ / 8));
     thread::scope(|scope| {
         let server = scope.spawn(|| -> Result<()> {
@@ -43,7 +44,7 @@ pub fn echo(client: usize, server: usize, depth: usize, time: Duration) -> Resul
             let rings = Rings { id: 1, sq, cq, tail: &tail.0, head: &head.0 };
             let mut lanes = [Lane::new(rings, &vec![Command::default(); depth])];
             let mut pattern = Pattern::new(Order::Random, 0, 8, 1 << 21, 1);
-            let mut one = |time| run(&mut lanes, &mut pattern, Limit::time(time), 4096, shares_cpu);
+            let mut one = |time| run(&mut lanes, &mut pattern, Limit::time(time), 4096, wait);
             one(time / 4)?;
             one(time).context("the server that does nothing")
         })();
