@@ -2,6 +2,7 @@
 
 use crate::process::{line, say};
 use anyhow::{Context, Result, bail, ensure};
+use ceph_cluster::Cluster;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,17 @@ impl Server {
         let mut command = Command::new(quarry);
         command.arg("serve").arg("--socket").arg(&socket);
         command.arg("--disk").arg(format!("file:{},size=2G", image.display()));
+        Self::start(command, socket, directory.join("quarry.log"), short)
+    }
+
+    /// Serves one disk, an image in the pool `rbd` of a cluster, and waits until it listens. Its configuration is written to
+    /// `directory`.
+    pub fn rbd(quarry: &Path, directory: &Path, cluster: &Cluster, image: &str) -> Result<Self> {
+        let short = tempfile::Builder::new().prefix("quarry-demo-").tempdir()?;
+        let (socket, configuration) = (short.path().join("disk.sock"), directory.join("quarry.toml"));
+        fs::write(&configuration, rbd_configuration(cluster, image, &socket))?;
+        let mut command = Command::new(quarry);
+        command.arg("serve").arg(&configuration);
         Self::start(command, socket, directory.join("quarry.log"), short)
     }
 
@@ -111,6 +123,29 @@ impl Drop for Server {
             let _ = self.child.wait();
         }
     }
+}
+
+/// A configuration that serves an image of the pool `rbd`.
+pub fn rbd_configuration(cluster: &Cluster, image: &str, socket: &Path) -> String {
+    let quoted = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
+    format!(
+        r#"[clusters.ceph]
+conf = {conf}
+keyring = {keyring}
+
+[devices.disk]
+type = "rbd"
+pool = "rbd"
+image = "{image}"
+
+[controllers.vm]
+socket = {socket}
+namespaces = [{{ device = "disk" }}]
+"#,
+        conf = quoted(cluster.conf()),
+        keyring = quoted(cluster.keyring()),
+        socket = quoted(socket),
+    )
 }
 
 /// Asks the kernel, not the server: it takes one client, and that shall be the guest.

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What the client does.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct Point {
     /// As fio calls it.
     pub rw: &'static str,
@@ -29,6 +29,7 @@ pub struct Outcome {
     pub bytes_per_second: f64,
     pub latency_ns: Latency,
     pub server_ns: Option<f64>,
+    pub client_ns: f64,
     /// For which part of the time other programs kept client or server from running.
     pub disturbed: f64,
 }
@@ -41,31 +42,55 @@ pub struct Latency {
     pub max: f64,
 }
 
+/// Where the server's reactor runs.
+#[derive(Clone, Copy)]
+pub enum Placement {
+    /// On the server's CPU.
+    Alone,
+    /// Where the server puts it that is not told.
+    Anywhere,
+}
+
 /// `mode = "poll"` if the server knows it.
 pub fn poll_mode(setting: &Setting) -> Result<Option<&'static str>> {
     const POLL: &str = "mode = \"poll\"\n";
     let path = setting.directory.join("mode.toml");
     let device = "type = \"null\"\nsize = \"1G\"\n";
-    fs::write(&path, configuration(setting, POLL, device, &setting.directory.join("mode.sock")))?;
+    let socket = setting.directory.join("mode.sock");
+    fs::write(&path, configuration(setting, Placement::Alone, POLL, device, &socket))?;
     let accepted = crate::process::succeeds(Command::new(&setting.quarry).arg("check").arg(&path));
     Ok(accepted.then_some(POLL))
 }
 
-fn configuration(setting: &Setting, mode: &str, device: &str, socket: &Path) -> String {
+fn configuration(setting: &Setting, placement: Placement, mode: &str, device: &str, socket: &Path) -> String {
+    let cpus = match placement {
+        Placement::Alone => format!("cpus = [{}]\n", setting.machine.server_cpu),
+        Placement::Anywhere => String::new(),
+    };
     format!(
-        "# Written by `cargo xtask bench`.\n[reactors]\ncpus = [{}]\n{mode}\n[devices.disk]\n{device}\n\
+        "# Written by `cargo xtask bench`.\n[reactors]\n{cpus}{mode}\n[devices.disk]\n{device}\n\
          [controllers.disk]\nsocket = {:?}\nnamespaces = [{{ device = \"disk\" }}]\n",
-        setting.machine.server_cpu,
         socket.display().to_string(),
     )
 }
 
 /// Serves one device, described by the lines of its table. Its configuration and log are target/bench/`name`.*.
 pub fn serve(setting: &Setting, name: &str, mode: Option<&str>, device: &str) -> Result<Server> {
+    serve_on(setting, Placement::Alone, name, mode, device)
+}
+
+/// The same, with a reactor elsewhere.
+pub fn serve_on(
+    setting: &Setting,
+    placement: Placement,
+    name: &str,
+    mode: Option<&str>,
+    device: &str,
+) -> Result<Server> {
     let short = tempfile::Builder::new().prefix("s-").tempdir_in(&setting.directory)?;
     let socket = short.path().join("disk");
     let path = setting.directory.join(format!("{name}.toml"));
-    fs::write(&path, configuration(setting, mode.unwrap_or_default(), device, &socket))?;
+    fs::write(&path, configuration(setting, placement, mode.unwrap_or_default(), device, &socket))?;
     let mut command = Command::new(&setting.quarry);
     command.arg("serve").arg(&path);
     Server::start(command, socket, setting.directory.join(format!("{name}.log")), short)
@@ -90,14 +115,30 @@ pub fn read<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
 /// One run of the client for so many seconds.
 pub fn run(setting: &Setting, server: &Server, point: Point, seconds: f64) -> Result<Outcome> {
     let mut command = client(setting, "run");
-    command.arg("--socket").arg(server.socket());
-    command.args(["--rw", point.rw, "--size", point.size, "--warmup", "0.1"]);
-    command.args(["--depth", &point.depth.to_string(), "--idle-queues", &point.idle_queues.to_string()]);
-    command.args(["--seconds", &seconds.to_string(), "--server-pid", &server.pid().to_string()]);
     if !setting.machine.is_shared() {
         command.args(["--cpu", &setting.machine.client_cpu.to_string()]);
     }
-    let outcomes: Vec<Outcome> = read(&mut command)?;
+    command.args(["--warmup", "0.1", "--idle-queues", &point.idle_queues.to_string()]);
+    outcome(&mut command, server, point, seconds)
+}
+
+/// The same beside programs that need the CPUs: on any CPU, asleep while it waits. Once, as they always disturb it.
+pub fn run_with_interrupts(
+    setting: &Setting,
+    server: &Server,
+    point: Point,
+    seconds: f64,
+) -> Result<Outcome> {
+    let mut command = Command::new(&setting.client);
+    command.args(["run", "--interrupts", "--warmup", "0.3"]);
+    outcome(&mut command, server, point, seconds)
+}
+
+fn outcome(command: &mut Command, server: &Server, point: Point, seconds: f64) -> Result<Outcome> {
+    command.arg("--socket").arg(server.socket());
+    command.args(["--rw", point.rw, "--size", point.size, "--depth", &point.depth.to_string()]);
+    command.args(["--seconds", &seconds.to_string(), "--server-pid", &server.pid().to_string()]);
+    let outcomes: Vec<Outcome> = read(command)?;
     outcomes.into_iter().next().context("the client printed no outcome")
 }
 

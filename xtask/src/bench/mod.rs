@@ -4,6 +4,7 @@
 //! and the figures right after, since shared machines change their speed from one minute to the next; ratios are
 //! medians of the repetitions' ratios. Only what is counted, and not what is timed, decides over the exit status.
 
+mod ceph;
 mod client;
 pub mod counts;
 mod disk;
@@ -52,6 +53,8 @@ pub enum Area {
     Memory,
     /// A file, beside fio's io_uring engine on the same file
     File,
+    /// An RBD image and a volume on a Ceph cluster of this machine, beside fio's engines for them: some minutes
+    Ceph,
     /// One queue beside 128 of which 127 are idle
     Queues,
     /// 64 controllers without I/O: their CPU time, and the first command after a pause
@@ -144,6 +147,7 @@ impl Bench {
             Area::Null => disk::run(setting, &goals::NULL, report),
             Area::Memory => disk::run(setting, &goals::MEMORY, report),
             Area::File => file::run(setting, report),
+            Area::Ceph => ceph::run_area(setting, report),
             Area::Queues => queues::run(setting, report),
             Area::Idle => idle::run(setting, report),
             Area::Counts => {

@@ -89,6 +89,8 @@ pub struct Row {
     pub max_ns: f64,
     /// Of the server's CPU time for each command.
     pub server_ns: Option<f64>,
+    /// Of the client's CPU time for each command, where that is of interest.
+    pub client_ns: Option<f64>,
     /// For which part of the time other programs kept client or server from running: the median run.
     pub disturbed: f64,
     /// A cache line's round trip before each run, where it was measured.
@@ -152,6 +154,7 @@ impl Row {
             p999_ns: 0.0,
             max_ns: 0.0,
             server_ns: None,
+            client_ns: None,
             disturbed: 0.0,
             round_trips: Vec::new(),
             spdk: None,
@@ -212,9 +215,11 @@ impl Row {
 
     fn amount(&self, value: f64) -> String {
         match (self.is_bandwidth, value) {
-            (true, _) => format!("{:.1} GB/s", value / 1e9),
+            (true, 1e9..) => format!("{:.1} GB/s", value / 1e9),
+            (true, _) => format!("{:.0} MB/s", value / 1e6),
             (false, 1e6..) => format!("{:.2} M", value / 1e6),
-            (false, _) => format!("{:.0} k", value / 1e3),
+            (false, 1e4..) => format!("{:.0} k", value / 1e3),
+            (false, _) => format!("{value:.0}"),
         }
     }
 
@@ -247,7 +252,10 @@ impl Row {
             time(self.p99_ns),
             time(self.p999_ns),
             time(self.max_ns),
-            self.server_ns.map_or(String::new(), |ns| format!("{ns:.0} ns")),
+            self.server_ns.map_or(String::new(), |ns| match ns {
+                1e5.. => time(ns),
+                _ => format!("{ns:.0} ns"),
+            }),
             spdk,
             ratio(self.spdk.map(|(_, high)| self.value / high), "ratio to SPDK"),
             self.limit.map_or(String::new(), |limit| self.amount(limit)),
@@ -303,6 +311,9 @@ impl Report {
             if row.disturbed > DISTURBED {
                 let part = row.disturbed * 100.0;
                 println!("    Other programs took {part:.0} % of the time on these CPUs: this says little.");
+            }
+            if let Some(ns) = row.client_ns {
+                println!("    the client's own CPU time for each command: {}", time(ns));
             }
             for bound in row.bounds.iter().filter(|bound| bound.at_most.is_some() || !bound.met) {
                 let (sign, limit) = match (bound.at_least, bound.at_most) {

@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: from nothing to a measured disk in a guest.
 
+mod ceph;
 mod fio;
 pub mod picture;
 pub mod report;
@@ -22,6 +23,9 @@ pub struct Demo {
     /// Seconds for each of the five measurements
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
+    /// Serve an image of a Ceph cluster, which is started for it and ended afterwards, instead of a file
+    #[arg(long)]
+    ceph: bool,
 }
 
 impl Demo {
@@ -36,7 +40,13 @@ impl Demo {
             let _ = fs::remove_file(directory.join(name));
         }
 
-        let server = Server::image(&quarry, &directory)?;
+        let (ceph, server) = if self.ceph {
+            let ceph = ceph::Ceph::start(&directory)?;
+            let server = ceph.serve(&quarry, &directory)?;
+            (Some(ceph), server)
+        } else {
+            (None, Server::image(&quarry, &directory)?)
+        };
         say("boot a guest with that disk");
         let guest = Guest::builder().accel(Accel::BestEffortKvm).disk(server.socket()).start_with(&assets)?;
         let by = if guest.is_kvm() { "KVM" } else { "an emulated CPU (KVM does not work here)" };
@@ -45,13 +55,18 @@ impl Demo {
         let report = measure(&guest, self.seconds)?;
         guest.poweroff().context("switch the guest off")?;
         drop(guest);
+        let proof = ceph.as_ref().map(ceph::Ceph::proof).transpose()?;
         server.stop()?;
+        ceph.map(ceph::Ceph::stop).transpose()?;
 
         println!("\n{report}");
         fs::write(directory.join("result.json"), serde_json::to_vec_pretty(&report)?)?;
         let svg = picture::draw(&report);
         fs::write(directory.join("latency.svg"), &svg)?;
         picture::render(&svg, &assets.font, &directory.join("latency.png"))?;
+        if let Some(proof) = proof {
+            println!("What Ceph says about the image, before all of it was stopped:\n{proof}");
+        }
         println!("The guest verified its data: what it read is what it wrote.");
         println!("Written: target/demo/result.json, latency.svg, latency.png");
         Ok(())
