@@ -4,8 +4,10 @@
 //! It knows words in shared memory and nothing of how they came there: the other side may be a server in another
 //! process, a controller in this thread, or a thread that only pretends ([`crate::limits::echo`]).
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use nvme_driver::queue::Doorbell;
+use nvme_spec::doorbell_buffer::passes_event;
 use nvme_spec::{Command, Completion};
 
 use crate::clock::ticks;
@@ -50,6 +52,12 @@ pub enum Wrong {
         /// What the completion says.
         said: u16,
     },
+    /// A doorbell that is no shared memory cannot be rung.
+    #[error("the doorbells of queue {queue} cannot be rung: is the server gone?")]
+    Deaf {
+        /// The queue.
+        queue: u16,
+    },
 }
 
 /// The shared memory of a queue pair.
@@ -65,6 +73,8 @@ pub struct Rings<'a> {
     pub tail: &'a AtomicU32,
     /// CQ head doorbell.
     pub head: &'a AtomicU32,
+    /// With shadow doorbells (Base 5.11), which the two above are then: EventIdx and the real one of each.
+    pub real: Option<[(&'a AtomicU32, &'a Doorbell); 2]>,
 }
 
 /// What a run is about, besides queues.
@@ -143,7 +153,8 @@ impl<'a> Lane<'a> {
             job.left -= 1;
             self.send(self.first, now, job.pattern);
         }
-        self.ring();
+        // Where this fails nothing completes, which is found out.
+        let _ = self.ring(0);
     }
 
     #[inline(always)]
@@ -163,8 +174,24 @@ impl<'a> Lane<'a> {
     }
 
     #[inline(always)]
-    fn ring(&self) {
+    fn ring(&self, old: u32) -> Result<(), Wrong> {
         self.rings.tail.store(self.tail.to_le(), Ordering::Release);
+        match self.rings.real {
+            None => Ok(()),
+            Some([(event, doorbell), _]) => self.ring_real(event, doorbell, old, self.tail),
+        }
+    }
+
+    /// After a shadow doorbell: the real one, if somebody has to be woken.
+    #[cold]
+    fn ring_real(&self, event: &AtomicU32, doorbell: &Doorbell, old: u32, new: u32) -> Result<(), Wrong> {
+        // As the controller has one between its store of EventIdx and its last look at the shadow.
+        fence(Ordering::SeqCst);
+        let event = u32::from_le(event.load(Ordering::Relaxed));
+        if passes_event(event as u16, new as u16, old as u16) {
+            doorbell.ring(new).map_err(|_| Wrong::Deaf { queue: self.rings.id })?;
+        }
+        Ok(())
     }
 
     /// Takes the completions that are there, a run at most, checks each and sends its successor. Returns how many.
@@ -173,7 +200,7 @@ impl<'a> Lane<'a> {
     /// The first completion that is wrong.
     #[inline(always)]
     pub fn turn(&mut self, job: &mut Job<'_>) -> Result<u32, Wrong> {
-        let (mut taken, mut now, tail) = (0, 0, self.tail);
+        let (mut taken, mut now, tail, head) = (0, 0, self.tail, self.head);
         while taken < RUN {
             let at = self.head as usize * CQE_WORDS;
             // The phase is in the upper word, which is acquired; the lower one holds nothing that a read or write
@@ -201,10 +228,13 @@ impl<'a> Lane<'a> {
             }
         }
         if self.tail != tail {
-            self.ring();
+            self.ring(tail)?;
         }
         if taken > 0 {
             self.rings.head.store(self.head.to_le(), Ordering::Release);
+            if let Some([_, (event, doorbell)]) = self.rings.real {
+                self.ring_real(event, doorbell, head, self.head)?;
+            }
         }
         Ok(taken)
     }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nvme_driver::namespace::geometry;
-use nvme_driver::{Controller, Data, DmaBuffer, Prps, QueuePair, Sgl, io};
-use nvme_spec::Command;
+use nvme_driver::queue::Doorbell;
+use nvme_driver::{Controller, Data, DmaBuffer, PAGE, Prps, QueuePair, Sgl, io};
+use nvme_spec::doorbell_buffer::entry_offset;
+use nvme_spec::{AdminOpcode, Command};
 
 use crate::lane::{Lane, Rings};
 use crate::pattern::{Order, Pattern};
@@ -59,6 +61,10 @@ pub struct Target {
     commands: Vec<Vec<Command>>,
     _buffers: Vec<DmaBuffer>,
     _lists: Vec<Prps>,
+    /// Doorbells and EventIdx, where the registers are not in shared memory.
+    shadows: Option<(DmaBuffer, DmaBuffer)>,
+    /// Of the doorbells.
+    stride: u8,
     bytes: usize,
     span: u64,
     blocks: u64,
@@ -137,6 +143,16 @@ impl Target {
             }
             commands.push(prepared);
         }
+        // As Linux does: before there are queues.
+        let shadows = if controller.doorbells().are_mapped() {
+            None
+        } else {
+            let pages = (arena.alloc_zeroed(PAGE)?, arena.alloc_zeroed(PAGE)?);
+            let mut command = Command { opcode: AdminOpcode::DOORBELL_BUFFER_CONFIG.0, ..Command::default() };
+            Data::Prp(pages.0.iova(), pages.1.iova()).apply(&mut command);
+            admin(controller, command).context("neither mapped doorbells nor shadow doorbells")?;
+            Some(pages)
+        };
         let pair = |id| -> Result<QueuePair> {
             use nvme_driver::admin::{CreateCq, CreateSq};
             let entries = workload.entries();
@@ -159,6 +175,8 @@ impl Target {
             commands,
             _buffers: buffers,
             _lists: lists,
+            shadows,
+            stride: controller.cap().dstrd(),
             bytes,
             span,
             blocks,
@@ -169,9 +187,29 @@ impl Target {
     /// The lanes, in the state of fresh queues: to be asked for once.
     ///
     /// # Errors
-    /// The controller's doorbells are not in shared memory.
+    /// The controller's doorbells are not in shared memory, and neither are their shadows.
     pub fn lanes(&self) -> Result<Vec<Lane<'_>>> {
-        self.queues.iter().zip(&self.commands).map(|(pair, commands)| lane(pair, commands)).collect()
+        self.queues.iter().zip(&self.commands).map(|(pair, commands)| self.lane(pair, commands)).collect()
+    }
+
+    fn lane<'a>(&'a self, pair: &'a QueuePair, commands: &[Command]) -> Result<Lane<'a>> {
+        let (sq, cq) = (pair.sq.memory(), pair.cq.memory());
+        let (tail, head) = (pair.sq.doorbell(), pair.cq.doorbell());
+        let (words, real) = match &self.shadows {
+            None => {
+                let none = "the server's doorbells cannot be mapped: there is no fast way to it";
+                ([tail, head].map(Doorbell::word).map(|word| word.context(none)), None)
+            }
+            Some((shadow, event)) => {
+                let at = [false, true].map(|is_cq| entry_offset(pair.id(), is_cq, self.stride) as usize);
+                let of = |buffer: &'a DmaBuffer| at.map(|at| buffer.u32(at));
+                let [tail_event, head_event] = of(event);
+                (of(shadow).map(Ok), Some([(tail_event, tail), (head_event, head)]))
+            }
+        };
+        let [tail, head] = words;
+        let (sq, cq) = (sq.u64s(0, sq.len() / 8), cq.u64s(0, cq.len() / 8));
+        Ok(Lane::new(Rings { id: pair.id(), sq, cq, tail: tail?, head: head?, real }, commands))
     }
 
     /// The workload's commands, from a seed.
@@ -203,17 +241,4 @@ impl Target {
     ) -> Result<Outcome, Failure> {
         run(lanes, pattern, Limit { time, commands }, self.bytes as u64, wait)
     }
-}
-
-fn lane<'a>(pair: &'a QueuePair, commands: &[Command]) -> Result<Lane<'a>> {
-    let (sq, cq) = (pair.sq.memory(), pair.cq.memory());
-    let none = "the server's doorbells cannot be mapped: there is no fast way to it";
-    let rings = Rings {
-        id: pair.id(),
-        sq: sq.u64s(0, sq.len() / 8),
-        cq: cq.u64s(0, cq.len() / 8),
-        tail: pair.sq.doorbell().word().context(none)?,
-        head: pair.cq.doorbell().word().context(none)?,
-    };
-    Ok(Lane::new(rings, commands))
 }

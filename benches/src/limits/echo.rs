@@ -41,7 +41,7 @@ pub fn echo(client: usize, server: usize, depth: usize, time: Duration) -> Resul
         });
         let outcome = (|| {
             pin(client)?;
-            let rings = Rings { id: 1, sq, cq, tail: &tail.0, head: &head.0 };
+            let rings = Rings { id: 1, sq, cq, tail: &tail.0, head: &head.0, real: None };
             let mut lanes = [Lane::new(rings, &vec![Command::default(); depth])];
             let mut pattern = Pattern::new(Order::Random, 0, 8, 1 << 21, 1);
             let mut one = |time| run(&mut lanes, &mut pattern, Limit::time(time), 4096, wait);

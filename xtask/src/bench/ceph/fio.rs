@@ -47,9 +47,10 @@ impl<'a> Fio<'a> {
     fn command(&self, engine: &str, rw: &str) -> Command {
         let mut command = self.cluster.command("fio");
         command.current_dir(&self.directory);
-        command.args(["--output-format=json", "--thread", "--direct=1", "--pool=rbd"]);
+        command.args(["--output-format=json", "--thread", "--direct=1"]);
         command.args([format!("--name={JOB}"), format!("--ioengine={engine}"), format!("--rw={rw}")]);
-        command.arg(format!("--size={MIB}M"));
+        // The engine's own options come after it.
+        command.args(["--pool=rbd", &format!("--size={MIB}M")]);
         command
     }
 
