@@ -145,7 +145,7 @@ impl<'a> Lane<'a> {
 
     /// Sends every command once.
     pub fn fill(&mut self, job: &mut Job<'_>) {
-        let now = ticks();
+        let (now, tail) = (ticks(), self.tail);
         for _ in 0..self.commands.len() {
             if job.left == 0 {
                 break;
@@ -154,7 +154,7 @@ impl<'a> Lane<'a> {
             self.send(self.first, now, job.pattern);
         }
         // Where this fails nothing completes, which is found out.
-        let _ = self.ring(0);
+        let _ = self.ring(tail);
     }
 
     #[inline(always)]

@@ -49,6 +49,21 @@ pub enum Wait {
     UntilWoken,
 }
 
+/// Whether a guest rang a doorbell in an idle time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// None, or while somebody looked.
+    Heard,
+    /// One that has [`MANY`] commands under way: the next of them completes after a small part of the time that each takes,
+    /// so that waiting for that hardly makes the new one slower.
+    Busy,
+    /// One that waits for little else, while nobody looked.
+    Unheard,
+}
+
+/// Commands under way that make a guest busy.
+pub const MANY: usize = 8;
+
 /// How long nothing has happened, and what waiting costs.
 #[derive(Debug)]
 pub struct Idle {
@@ -94,16 +109,24 @@ impl Idle {
         }
     }
 
-    /// There was work; `completed`: I/O of the kernel's was among it; `rang`: a guest had waited while this slept.
+    /// Whether there was nothing to do for longer than a moment until now.
     #[inline]
-    pub fn worked(&mut self, completed: bool, rang: bool) {
+    pub fn is_long(&self) -> bool {
+        self.long.is_some()
+    }
+
+    /// There was work; `completed`: I/O was among it; `ring`: who rang, of interest where it [`is_long`](Self::is_long).
+    #[inline]
+    pub fn worked(&mut self, completed: bool, ring: Ring) {
         self.since = None;
         let lasted = self.lasted.take();
         let is_late = std::mem::take(&mut self.is_late);
-        if self.long.take() == Some(true) {
-            self.expectation.learn(lasted, completed, rang);
+        // What busy guests do when they like says nothing about when a completion would have come.
+        if self.long.take() == Some(true) && (completed || ring != Ring::Busy) {
+            let unheard = ring == Ring::Unheard;
+            self.expectation.learn(lasted, completed, unheard);
             if is_late {
-                self.late.learn(lasted, completed, rang);
+                self.late.learn(lasted, completed, unheard);
             }
         }
         self.turns = 0;
@@ -276,7 +299,7 @@ mod tests {
         assert_eq!(at(50), Wait::Sleep(SHORTEST));
         assert_eq!(at(400), Wait::Sleep(Duration::from_micros(50)));
         assert_eq!(at(1_000_000), Wait::Sleep(LONGEST));
-        machine.idle.worked(false, false);
+        machine.idle.worked(false, Ring::Heard);
         assert_eq!(machine.wait(Mode::Adaptive, true), Wait::Spin);
     }
 
@@ -300,7 +323,7 @@ mod tests {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
         for _ in 0..1000 {
-            machine.idle.worked(false, false);
+            machine.idle.worked(false, Ring::Heard);
             let (longest, _) = machine.rest(Duration::from_millis(1));
             assert!(longest <= LONGEST, "{longest:?}");
         }
@@ -311,7 +334,7 @@ mod tests {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
         machine.at += Duration::from_secs(1); // of work
-        machine.idle.worked(false, false);
+        machine.idle.worked(false, Ring::Heard);
         let (longest, _) = machine.rest(Duration::from_millis(10));
         assert_eq!(longest, LONGEST);
     }
@@ -321,7 +344,7 @@ mod tests {
         let mut machine = Machine::new(Duration::from_micros(price));
         machine.rest(Duration::from_secs(1));
         machine.pending = true;
-        machine.idle.worked(false, false);
+        machine.idle.worked(false, Ring::Heard);
         let mut waits = Vec::new();
         for _ in 0..idle_times {
             waits.clear();
@@ -339,7 +362,7 @@ mod tests {
                 }
                 waits.push(wait);
             }
-            machine.idle.worked(true, false);
+            machine.idle.worked(true, Ring::Heard);
         }
         (machine, waits)
     }
@@ -369,7 +392,7 @@ mod tests {
                 assert!(matches!(machine.wait(Mode::Adaptive, true), Wait::Spin | Wait::Yield));
                 machine.at += Duration::from_nanos(100);
             }
-            machine.idle.worked(false, false);
+            machine.idle.worked(false, Ring::Heard);
         }
         machine.pending = true;
         let mut wait = Wait::Spin;
@@ -390,7 +413,7 @@ mod tests {
             }
             machine.at += Duration::from_micros(100);
             machine.idle.slept(machine.start + machine.at);
-            machine.idle.worked(true, true);
+            machine.idle.worked(true, Ring::Unheard);
         }
         let mut longest = Duration::ZERO;
         for _ in 0..1000 {
@@ -408,7 +431,7 @@ mod tests {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
         machine.pending = true;
-        machine.idle.worked(false, false);
+        machine.idle.worked(false, Ring::Heard);
         let mut waits = Vec::new();
         for _ in 0..100 {
             for micros in [30, 900] {
@@ -426,13 +449,43 @@ mod tests {
                     }
                     waits.push(wait);
                 }
-                machine.idle.worked(micros == 900, false);
+                machine.idle.worked(micros == 900, Ring::Heard);
             }
         }
         // Awake for as long as the guest might answer, then one sleep.
         let sleeps: Vec<_> = waits.iter().filter(|wait| matches!(wait, Wait::Sleep(_))).collect();
         assert_eq!(sleeps, [&Wait::Sleep(LAST_RESORT)]);
         assert!(waits.contains(&Wait::Yield));
+    }
+
+    #[test]
+    fn a_busy_guest_is_not_awaited() {
+        let mut machine = Machine::new(Duration::from_micros(20));
+        machine.rest(Duration::from_secs(1));
+        machine.pending = true;
+        let sleeps_at_once = |ring| {
+            machine.idle.worked(false, Ring::Heard);
+            for _ in 0..200 {
+                // It rings soon after each completion: awake or not, nobody would say when.
+                while machine.wait(Mode::Adaptive, true) == Wait::Spin {
+                    machine.at += Duration::from_nanos(100);
+                }
+                machine.idle.worked(false, ring);
+                while !matches!(machine.wait(Mode::Adaptive, true), Wait::Sleep(_)) {
+                    machine.at += Duration::from_nanos(100);
+                }
+                machine.at += Duration::from_micros(200);
+                machine.idle.slept(machine.start + machine.at);
+                machine.idle.worked(true, ring);
+            }
+            let mut wait = Wait::Spin;
+            while wait == Wait::Spin {
+                machine.at += Duration::from_nanos(100);
+                wait = machine.wait(Mode::Adaptive, true);
+            }
+            wait == Wait::Sleep(LAST_RESORT)
+        };
+        assert_eq!([Ring::Unheard, Ring::Busy].map(sleeps_at_once), [false, true]);
     }
 
     #[test]
@@ -467,7 +520,7 @@ mod tests {
         }
         assert_eq!(machine.wait(Mode::Interrupt, false), Wait::UntilWoken);
         machine.at = Duration::from_secs(1);
-        machine.idle.worked(false, false);
+        machine.idle.worked(false, Ring::Heard);
         let waits: Vec<Wait> = (0..2 * TURNS_BEFORE_YIELD).map(|_| machine.wait(Mode::Poll, false)).collect();
         assert_eq!(waits.iter().filter(|wait| **wait == Wait::Yield).count(), 2);
         assert_eq!(

@@ -22,7 +22,7 @@ use nvme_emu::{Worker, WorkerSeed};
 
 use crate::affinity;
 use crate::config::model::Mode;
-use idle::{Idle, Wait};
+use idle::{Idle, MANY, Ring, Wait};
 
 /// Submission entries of a reactor's io_uring.
 const RING_ENTRIES: u32 = 1024;
@@ -278,8 +278,8 @@ impl Core {
             let mut worked = self.poll_workers();
             let woke = self.woke.take();
             let completed = (self.reactor.turn() > 0) | (woke == Some(true));
-            // What its guests had stored into doorbells while it slept.
-            let rang = woke.is_some() && self.workers().any(|worker| worker.started() > 0);
+            // What its guests have stored into doorbells. Looked for only where it matters.
+            let ring = if idle.is_long() { self.ring(woke.is_some()) } else { Ring::Heard };
             worked |= completed;
             // A look into the mailbox costs a fence; most turns it is empty. (The one sender is the thread's owner,
             // who sends a last command before he goes.) Cleared first: what comes later sets it again.
@@ -297,7 +297,7 @@ impl Core {
             if worked {
                 self.load.busy_turns += 1;
                 self.idle_turns = 0;
-                idle.worked(completed, rang);
+                idle.worked(completed, ring);
                 continue;
             }
             // Often by this thread's own completions. A sleep would end at once.
@@ -337,6 +337,18 @@ impl Core {
 
     fn workers(&self) -> impl Iterator<Item = &Worker> {
         self.hot.iter().chain(&self.cold).map(|polled| &*polled.worker)
+    }
+
+    /// Who rang before this turn; `slept`: while nobody looked.
+    fn ring(&self, slept: bool) -> Ring {
+        let mut rang = self.workers().filter(|worker| worker.started() > 0);
+        let Some(first) = rang.next() else { return Ring::Heard };
+        let are_busy = std::iter::once(first).chain(rang).all(|worker| worker.in_flight() >= MANY);
+        match (are_busy, slept) {
+            (true, _) => Ring::Busy,
+            (false, true) => Ring::Unheard,
+            (false, false) => Ring::Heard,
+        }
     }
 
     /// Nobody will look at the doorbells for a while. Whether a worker has something to do first.
