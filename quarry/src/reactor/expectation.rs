@@ -2,17 +2,17 @@
 //!
 //! Where setting a timer is dear, a sleep without one that a completion ends is the cheapest wait. But it is deaf to
 //! mapped doorbells, and it wakes later than a spin ends. So it has to pay: the last idle times were longer than a spin,
-//! but short, completions ended them, and no guest rang meanwhile. Where they are as long as those of a cluster, a
-//! doorbell that was not heard costs much, so one is enough to end it for a long while.
+//! but short, completions ended them, and no guest rang meanwhile. Where they are as long as those of a cluster, a guest
+//! that has nothing else to wait for would notice, so one such doorbell is enough to end it for a long while.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// How long the idle times are that pay: longer than spinning bridges, and not so long that timers cost nothing beside them.
 const PAYING: RangeInclusive<Duration> = super::idle::SPIN..=Duration::from_millis(5);
-/// So long it is bearable if a doorbell rings after all.
+/// So long a command may wait that is its guest's only one.
 const BEARABLE: Duration = Duration::from_micros(500);
-/// If one rings in a longer sleep: idle times until the next sleep without a timer.
+/// If one waited longer: idle times until the next sleep without a timer.
 const BAN: u32 = 256;
 /// So many more idle times that pay than others, of which each counts for [`PENALTY`], make it likely.
 const LIKELY: u32 = 16;
@@ -45,12 +45,16 @@ impl Expectation {
             Some(lasted) if lasted > *PAYING.end() => self.score / 2,
             _ => self.score.saturating_sub(PENALTY),
         };
-        self.banned = match lasted {
-            Some(lasted) if rang && lasted > BEARABLE => BAN,
-            _ => self.banned.saturating_sub(1),
-        };
+        self.banned = self.banned.saturating_sub(1);
         self.learnt = self.learnt.wrapping_add(1);
         self.probing = self.learnt.is_multiple_of(PROBED);
+    }
+
+    /// In an idle time that has lasted so long a command waited that its guest waited for alone.
+    pub fn missed(&mut self, lasted: Option<Duration>) {
+        if lasted.is_some_and(|lasted| lasted > BEARABLE) {
+            self.banned = BAN;
+        }
     }
 
     /// Whether it is likely, in an idle time that has lasted so long.
@@ -144,11 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_slept_for_but_a_doorbell_in_it_is_not_slept_through_again_soon() {
+    fn a_cluster_is_slept_for_until_a_guest_waits_because_of_that() {
         let mut expectation = Expectation::default();
         (0..=2 * MOST).for_each(|_| expectation.learn(micros(2000), true, false));
         assert!(expectation.holds(BEGUN));
         expectation.learn(micros(2000), true, true);
+        assert!(expectation.holds(BEGUN), "the guest had other commands to wait for");
+        expectation.learn(micros(2000), true, true);
+        expectation.missed(micros(2000));
         let mut waited = 0;
         while !expectation.holds(BEGUN) {
             expectation.learn(micros(2000), true, false);

@@ -57,12 +57,14 @@ pub enum Ring {
     /// One that has [`MANY`] commands under way: the next of them completes after a small part of the time that each takes,
     /// so that waiting for that hardly makes the new one slower.
     Busy,
-    /// One that waits for little else, while nobody looked.
+    /// One that has fewer under way, while nobody looked.
     Unheard,
+    /// One that has none under way, while nobody looked: its command waited for somebody else's to complete.
+    Alone,
 }
 
 /// Commands under way that make a guest busy.
-pub const MANY: usize = 8;
+pub const MANY: usize = 4;
 
 /// How long nothing has happened, and what waiting costs.
 #[derive(Debug)]
@@ -123,10 +125,14 @@ impl Idle {
         let is_late = std::mem::take(&mut self.is_late);
         // What busy guests do when they like says nothing about when a completion would have come.
         if self.long.take() == Some(true) && (completed || ring != Ring::Busy) {
-            let unheard = ring == Ring::Unheard;
-            self.expectation.learn(lasted, completed, unheard);
+            let rang = matches!(ring, Ring::Unheard | Ring::Alone);
+            self.expectation.learn(lasted, completed, rang);
             if is_late {
-                self.late.learn(lasted, completed, unheard);
+                self.late.learn(lasted, completed, rang);
+            }
+            if ring == Ring::Alone {
+                self.expectation.missed(lasted);
+                self.late.missed(lasted);
             }
         }
         self.turns = 0;

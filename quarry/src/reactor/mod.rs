@@ -341,13 +341,18 @@ impl Core {
 
     /// Who rang before this turn; `slept`: while nobody looked.
     fn ring(&self, slept: bool) -> Ring {
-        let mut rang = self.workers().filter(|worker| worker.started() > 0);
-        let Some(first) = rang.next() else { return Ring::Heard };
-        let are_busy = std::iter::once(first).chain(rang).all(|worker| worker.in_flight() >= MANY);
-        match (are_busy, slept) {
-            (true, _) => Ring::Busy,
-            (false, true) => Ring::Unheard,
-            (false, false) => Ring::Heard,
+        let rang = self.workers().filter(|worker| worker.started() > 0);
+        // What they had under way before.
+        let Some(least) =
+            rang.map(|worker| worker.in_flight().saturating_sub(worker.started() as usize)).min()
+        else {
+            return Ring::Heard;
+        };
+        match (least, slept) {
+            (MANY.., _) => Ring::Busy,
+            (_, false) => Ring::Heard,
+            (0, true) => Ring::Alone,
+            (_, true) => Ring::Unheard,
         }
     }
 
