@@ -7,6 +7,8 @@
 //! is off for both, and Quarry's client sleeps until an interrupt, as a guest does, since the cluster needs all CPUs. What
 //! that client costs is told, but is not the server's: fio has nothing in its place.
 //!
+//! Quarry is measured in the modes `adaptive` (mapped doorbells) and `interrupt` (trapped ones, with shadow doorbells).
+//!
 //! CPU time is that of all threads of fio's process from its first I/O to its last, and of all the server's.
 
 mod fio;
@@ -17,7 +19,7 @@ use super::{Setting, median};
 use crate::process::{run, say, succeeds};
 use crate::server::Server;
 use crate::setup;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ceph_cluster::Cluster;
 use fio::{Fio, Ran};
 use std::path::Path;
@@ -25,10 +27,22 @@ use std::process::Command;
 
 /// Of each image, of the volume, and of fio's objects.
 const MIB: u32 = 256;
-/// In the pool `rbd`: Quarry's image and volume.
-const OURS: &str = "quarry";
-/// fio's image.
+/// fio's image, in the pool `rbd`.
 const FIOS: &str = "fio";
+
+/// How a reactor waits, and where doorbells go.
+struct Way {
+    /// Of the mode; and of its image and its volume in the pool `rbd`.
+    name: &'static str,
+    placement: Placement,
+    mode: Option<&'static str>,
+}
+
+/// The default; and what costs the least CPU time beside a slow device: the client rings only to wake the server then.
+const WAYS: [Way; 2] = [
+    Way { name: "adaptive", placement: Placement::Anywhere, mode: None },
+    Way { name: "interrupt", placement: Placement::AnywhereTrapped, mode: Some("mode = \"interrupt\"\n") },
+];
 
 /// What is measured: fio's word, bytes of a command, commands in flight.
 const POINTS: [Point; 8] = [
@@ -80,32 +94,56 @@ fn version(cluster: &Cluster) -> Result<String> {
 
 fn measure(setting: &Setting, cluster: &Cluster, report: &mut Report) -> Result<()> {
     let fio = Fio::new(cluster, &setting.directory)?;
-    for image in [OURS, FIOS] {
-        cluster.ok("rbd", ["create", &format!("rbd/{image}"), "--size", &format!("{MIB}M")])?;
-    }
+    cluster.ok("rbd", ["create", &format!("rbd/{FIOS}"), "--size", &format!("{MIB}M")])?;
     fio.fill_image()?;
-    report.add(rbd(setting, cluster, &fio)?);
-    create_volume(&setting.quarry, cluster)?;
+    for way in &WAYS {
+        cluster.ok("rbd", ["create", &format!("rbd/{}", way.name), "--size", &format!("{MIB}M")])?;
+    }
+    let on_image = |point: &Point| fio.rbd(point, seconds(setting));
+    report.add(turns(setting, cluster, &Kind { name: "rbd", key: "image", fio: &on_image, beyond: None })?);
+    for way in &WAYS {
+        create_volume(&setting.quarry, cluster, way)?;
+    }
     fio.fill_objects()?;
-    report.add(rados(setting, cluster, &fio)?);
+    let on_objects = |point: &Point| fio.rados(point, seconds(setting));
+    let kind = Kind { name: "rados", key: "volume", fio: &on_objects, beyond: Some(&on_image) };
+    report.add(turns(setting, cluster, &kind)?);
     Ok(())
 }
 
-fn create_volume(quarry: &Path, cluster: &Cluster) -> Result<()> {
+fn create_volume(quarry: &Path, cluster: &Cluster, way: &Way) -> Result<()> {
     let mut command = cluster.command(quarry);
-    command.args(["volume", "create", &format!("rbd/{OURS}"), "--size", &format!("{MIB}M")]);
+    command.args(["volume", "create", &format!("rbd/{}", way.name), "--size", &format!("{MIB}M")]);
     run(command.arg("--conf").arg(cluster.conf()).arg("--keyring").arg(cluster.keyring()))
 }
 
-/// Serves a device of the cluster, described by the lines that are its own.
-fn serve(setting: &Setting, cluster: &Cluster, kind: &str, device: &str) -> Result<Server> {
+/// A run of fio.
+type Beside<'a> = dyn Fn(&Point) -> Result<Ran> + 'a;
+
+/// A type of device, and what is beside it.
+struct Kind<'a> {
+    /// The device's type, and the name of fio's engine.
+    name: &'static str,
+    /// Names the image or volume in the configuration.
+    key: &'static str,
+    fio: &'a Beside<'a>,
+    /// fio on librbd, where it has to be faster than that.
+    beyond: Option<&'a Beside<'a>>,
+}
+
+/// Serves a device of the cluster.
+fn serve(setting: &Setting, cluster: &Cluster, kind: &Kind<'_>, way: &Way) -> Result<Server> {
     let quoted = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
     let device = format!(
-        "type = \"{kind}\"\npool = \"rbd\"\n{device}\n[clusters.ceph]\nconf = {}\nkeyring = {}\n",
+        "type = \"{}\"\npool = \"rbd\"\n{} = \"{}\"\n[clusters.ceph]\nconf = {}\nkeyring = {}\n",
+        kind.name,
+        kind.key,
+        way.name,
         quoted(cluster.conf()),
         quoted(cluster.keyring()),
     );
-    let server = client::serve_on(setting, Placement::Anywhere, kind, None, &device)?;
+    let name = format!("{}-{}", kind.name, way.name);
+    let server = client::serve_on(setting, way.placement, &name, way.mode, &device)?;
     client::fill(setting, &server)?;
     Ok(server)
 }
@@ -113,76 +151,69 @@ fn serve(setting: &Setting, cluster: &Cluster, kind: &str, device: &str) -> Resu
 /// The values of one point, run by run.
 #[derive(Default)]
 struct Runs {
-    ours: Vec<Outcome>,
+    /// By way.
+    ours: [Vec<Outcome>; WAYS.len()],
     fios: Vec<Ran>,
+    librbd: Vec<f64>,
 }
 
-/// An image beside fio's engine `rbd`.
-fn rbd(setting: &Setting, cluster: &Cluster, fio: &Fio) -> Result<Vec<Row>> {
-    let server = serve(setting, cluster, "rbd", &format!("image = \"{OURS}\""))?;
+/// fio and Quarry in turns, figure by figure.
+fn turns(setting: &Setting, cluster: &Cluster, kind: &Kind<'_>) -> Result<Vec<Row>> {
+    let servers: Vec<Server> =
+        WAYS.iter().map(|way| serve(setting, cluster, kind, way)).collect::<Result<_>>()?;
     let mut runs: Vec<Runs> = POINTS.iter().map(|_| Runs::default()).collect();
     for _ in 0..setting.pace.runs {
         for (point, runs) in POINTS.iter().zip(&mut runs) {
-            runs.fios.push(server.while_halted(|| fio.rbd(point, seconds(setting)))?);
-            runs.ours.push(drive(setting, &server, *point)?);
-        }
-    }
-    server.stop()?;
-    Ok(POINTS.iter().zip(&runs).map(|(point, runs)| row("rbd", "fio, rbd", point, runs)).collect())
-}
-
-/// A volume beside fio's engine `rados`, and where it has to be faster than librbd beside the engine `rbd` too.
-fn rados(setting: &Setting, cluster: &Cluster, fio: &Fio) -> Result<Vec<Row>> {
-    let server = serve(setting, cluster, "rados", &format!("volume = \"{OURS}\""))?;
-    let mut runs: Vec<Runs> = POINTS.iter().map(|_| Runs::default()).collect();
-    let mut librbd = Vec::new();
-    let (beyond, times) = BEYOND_LIBRBD;
-    for _ in 0..setting.pace.runs {
-        for (point, runs) in POINTS.iter().zip(&mut runs) {
-            runs.fios.push(server.while_halted(|| fio.rados(point, seconds(setting)))?);
-            if *point == beyond {
-                librbd.push(server.while_halted(|| fio.rbd(point, seconds(setting)))?.iops);
+            runs.fios.push(halted(&servers, || (kind.fio)(point))?);
+            if let Some(beyond) = kind.beyond
+                && *point == BEYOND_LIBRBD.0
+            {
+                runs.librbd.push(halted(&servers, || beyond(point))?.iops);
             }
-            runs.ours.push(drive(setting, &server, *point)?);
+            for (server, ours) in servers.iter().zip(&mut runs.ours) {
+                ours.push(client::run_with_interrupts(setting, server, *point, seconds(setting))?);
+            }
         }
     }
-    server.stop()?;
-    let rows = POINTS.iter().zip(&runs).map(|(point, runs)| {
-        let mut row = row("rados", "fio, rados", point, runs);
-        if *point == beyond {
-            let ratios: Vec<f64> =
-                runs.ours.iter().zip(&librbd).map(|(ours, theirs)| ours.iops / theirs).collect();
-            row.at_least("ratio to librbd (fio, rbd)", median(&ratios), times);
-        }
-        row
-    });
-    Ok(rows.collect())
+    servers.into_iter().try_for_each(Server::stop)?;
+    let mut rows = Vec::new();
+    for (at, way) in WAYS.iter().enumerate() {
+        rows.extend(POINTS.iter().zip(&runs).map(|(point, runs)| row(kind.name, way, point, at, runs)));
+    }
+    Ok(rows)
+}
+
+/// Does something while all servers, one for each way, are halted.
+fn halted<T>(servers: &[Server], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let [first, second] = servers else { bail!("{} servers", servers.len()) };
+    first.while_halted(|| second.while_halted(work))
 }
 
 fn seconds(setting: &Setting) -> f64 {
     setting.pace.seconds.max(SHORTEST)
 }
 
-fn drive(setting: &Setting, server: &Server, point: Point) -> Result<Outcome> {
-    client::run_with_interrupts(setting, server, point, seconds(setting))
-}
-
-fn row(area: &str, limit: &'static str, point: &Point, Runs { ours, fios }: &Runs) -> Row {
-    let Point { rw, size, depth, .. } = point;
+fn row(area: &'static str, way: &Way, point: &Point, at: usize, Runs { ours, fios, librbd }: &Runs) -> Row {
+    let (Point { rw, size, depth, .. }, ours) = (point, &ours[at]);
     let is_bandwidth = *size != "4K";
     let bytes =
         median(&ours.iter().map(|outcome| outcome.bytes_per_second / outcome.iops).collect::<Vec<_>>());
     let scale = if is_bandwidth { bytes } else { 1.0 };
     let values = ours.iter().map(|outcome| outcome.iops * scale).collect();
-    let mut row = Row::new(format!("{area} {size} {rw}, depth {depth}"), is_bandwidth, values);
+    let mut row = Row::new(format!("{area} {size} {rw}, {depth}, {}", way.name), is_bandwidth, values);
     row.latencies(ours);
     // The daemons always take CPUs from client and server.
     row.disturbed = 0.0;
     row.client_ns = Some(median(&ours.iter().map(|outcome| outcome.client_ns).collect::<Vec<_>>()));
+    let limit = if area == "rbd" { "fio, rbd" } else { "fio, rados" };
     row.limit(limit, fios.iter().map(|ran| ran.iops * scale).collect(), OF_FIO);
-    // The server's beside fio's in the same turn.
+    // Of runs in the same turn.
     let costs: Vec<f64> =
         ours.iter().zip(fios).filter_map(|(ours, fio)| Some(ours.server_ns? / fio.cpu_ns)).collect();
     row.at_most("CPU time for each command, beside fio's", median(&costs), 1.0);
+    if !librbd.is_empty() {
+        let ratios: Vec<f64> = ours.iter().zip(librbd).map(|(ours, theirs)| ours.iops / theirs).collect();
+        row.at_least("ratio to librbd (fio, rbd)", median(&ratios), BEYOND_LIBRBD.1);
+    }
     row
 }
