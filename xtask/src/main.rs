@@ -33,7 +33,7 @@ enum Task {
     ///
     /// Builds Quarry, serves a file as a disk, boots a guest, runs fio in it and has it verify what it wrote. Prints a
     /// table and writes result.json, latency.svg and latency.png to target/demo. Ends with 0 only when the guest found
-    /// its data intact. Uses KVM where KVM really works; elsewhere QEMU emulates the CPU, and the guest is the
+    /// its data intact. With --ceph the disk is an image in a Ceph cluster that comes and goes with the demo. Uses KVM where KVM really works; elsewhere QEMU emulates the CPU, and the guest is the
     /// bottleneck.
     Demo(demo::Demo),
     /// A Ceph cluster on this machine to try things on: up, status, shell, down
