@@ -53,6 +53,14 @@ impl Rig {
     /// # Errors
     /// The system refuses memory or an io_uring.
     pub fn new(device: Arc<dyn Device>, memory: usize) -> Result<Self> {
+        Self::with_config(device, memory, ControllerConfig::default())
+    }
+
+    /// The same with a controller of any kind.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_config(device: Arc<dyn Device>, memory: usize, config: ControllerConfig) -> Result<Self> {
         let subsystem = Subsystem::new(SubsystemConfig {
             nqn: "nqn.2026-11.example:counts".into(),
             serial: "S1".into(),
@@ -66,7 +74,7 @@ impl Rig {
             read_only: false,
             limits: Limits::default(),
         })?;
-        let (function, seeds) = nvme_emu::Controller::new(subsystem, ControllerConfig::default())?;
+        let (function, seeds) = nvme_emu::Controller::new(subsystem, config)?;
         let reactor = Reactor::new(256)?;
         let worker = seeds.into_iter().next().context("a controller has a worker")?.start(&reactor);
         SIDE.with_borrow_mut(|side| *side = Some(Side { worker, reactor }));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use block::Device;
 use block_memory::{MemoryDevice, NullDevice};
+use nvme_emu::ControllerConfig;
 use quarry_bench::histogram::Histogram;
 use quarry_bench::lane::{Job, Wrong};
 use quarry_bench::pattern::{Order, Pattern};
@@ -50,6 +51,19 @@ fn every_shape_of_command_completes() {
             assert_eq!(drive(&target, 3000, None), Ok(3000), "{bytes} bytes, SGL: {sgl}");
         }
     }
+}
+
+/// Around the ends of queues, and again and again on the same ones.
+#[test]
+fn shadow_doorbells_carry_all_commands() {
+    let device: Arc<dyn Device> = Arc::new(MemoryDevice::new(16 << 20).unwrap());
+    let config =
+        ControllerConfig { trapped_doorbells: true, shadow_doorbells: true, ..ControllerConfig::default() };
+    let workload = Workload { depth: 100, ..workload() };
+    let rig = Rig::with_config(device, workload.memory(), config).unwrap();
+    assert!(!rig.controller().doorbells().are_mapped());
+    let target = rig.target(&workload, false).unwrap();
+    assert_eq!(drive(&target, 3000, None), Ok(3000));
 }
 
 #[test]
