@@ -1,7 +1,6 @@
 //! fio's own engines for librbd and librados.
 //!
-//! The engine `rados` removes its objects whenever it ends. Reads are done by a user who may not do that; writes leave nothing
-//! behind, so the objects are filled anew after them, by a fio that is killed once it has written.
+//! The engine `rados` removes its objects when it ends, unless it is told not to touch them at its start.
 
 use super::{FIOS, MIB, Point};
 use crate::process::line;
@@ -9,13 +8,11 @@ use anyhow::{Context, Result, ensure};
 use ceph_cluster::Cluster;
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// As in an image and in a volume, unless told otherwise.
 const OBJECT_MIB: u32 = 4;
-/// Who may read objects and nothing else.
-const READER: &str = "bench-reader";
 /// The job, after which fio names its objects and what its hooks print.
 const JOB: &str = "bench";
 
@@ -23,8 +20,6 @@ pub struct Fio<'a> {
     cluster: &'a Cluster,
     /// Where hooks leave what they print.
     directory: PathBuf,
-    /// ceph.conf, with the reader's key.
-    conf: PathBuf,
 }
 
 /// What a run came to.
@@ -35,13 +30,8 @@ pub struct Ran {
 }
 
 impl<'a> Fio<'a> {
-    pub fn new(cluster: &'a Cluster, directory: &std::path::Path) -> Result<Self> {
-        let keyring = cluster.add_user(READER, "allow r", "allow r")?;
-        let mut text = fs::read_to_string(cluster.conf())?;
-        text += &format!("\n[client.{READER}]\nkeyring = {}\n", keyring.display());
-        let conf = directory.join("fio-ceph.conf");
-        fs::write(&conf, text)?;
-        Ok(Self { cluster, directory: directory.to_owned(), conf })
+    pub fn new(cluster: &'a Cluster, directory: &Path) -> Self {
+        Self { cluster, directory: directory.to_owned() }
     }
 
     fn command(&self, engine: &str, rw: &str) -> Command {
@@ -60,9 +50,9 @@ impl<'a> Fio<'a> {
         command
     }
 
-    fn on_objects(&self, user: &str, rw: &str) -> Command {
+    fn on_objects(&self, rw: &str) -> Command {
         let mut command = self.command("rados", rw);
-        command.args([format!("--conf={}", self.conf.display()), format!("--clientname={user}")]);
+        command.args(["--clientname=admin", &format!("--conf={}", self.cluster.conf().display())]);
         command.args([format!("--nrfiles={}", MIB / OBJECT_MIB), "--touch_objects=0".to_owned()]);
         // One after the other, or any: as on a disk that is made of them.
         command.arg(format!(
@@ -81,13 +71,17 @@ impl<'a> Fio<'a> {
 
     /// Writes all of the objects.
     pub fn fill_objects(&self) -> Result<()> {
-        let mut command = self.on_objects("admin", "write");
-        command.args(["--bs=4M", "--iodepth=4", "--exec_postrun=kill -KILL $PPID"]);
-        let output = command.output().with_context(|| line(&command))?;
+        let mut command = self.on_objects("write");
+        command.args(["--bs=4M", "--iodepth=4"]);
+        succeeded(&mut command)?;
+        self.objects_are_whole()
+    }
+
+    fn objects_are_whole(&self) -> Result<()> {
         let last = format!("{JOB}.0.{}", MIB / OBJECT_MIB - 1);
-        let found = self.cluster.ok("rados", ["-p", "rbd", "stat", &last]);
-        let found = found.with_context(|| format!("{}: {}", line(&command), said(&output)))?;
-        ensure!(found.trim_end().ends_with(&format!("size {}", OBJECT_MIB << 20)), "{found}");
+        let found = self.cluster.ok("rados", ["-p", "rbd", "stat", &last])?;
+        let size = format!("size {}", OBJECT_MIB << 20);
+        ensure!(found.trim_end().ends_with(&size), "fio's objects are not whole: {found}");
         Ok(())
     }
 
@@ -98,12 +92,8 @@ impl<'a> Fio<'a> {
 
     /// A run of the engine `rados`.
     pub fn rados(&self, point: &Point, seconds: f64) -> Result<Ran> {
-        let is_read = point.rw.ends_with("read");
-        let command = self.on_objects(if is_read { READER } else { "admin" }, point.rw);
-        let ran = self.measure(command, point, seconds)?;
-        if !is_read {
-            self.fill_objects()?;
-        }
+        let ran = self.measure(self.on_objects(point.rw), point, seconds)?;
+        self.objects_are_whole()?;
         Ok(ran)
     }
 

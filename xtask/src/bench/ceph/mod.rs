@@ -93,7 +93,7 @@ fn version(cluster: &Cluster) -> Result<String> {
 }
 
 fn measure(setting: &Setting, cluster: &Cluster, report: &mut Report) -> Result<()> {
-    let fio = Fio::new(cluster, &setting.directory)?;
+    let fio = Fio::new(cluster, &setting.directory);
     cluster.ok("rbd", ["create", &format!("rbd/{FIOS}"), "--size", &format!("{MIB}M")])?;
     fio.fill_image()?;
     for way in &WAYS {
