@@ -28,7 +28,7 @@ use rustix::event::EventfdFlags;
 
 use fixed::Fixed;
 use ops::{Effect, OpId, Ops};
-use parker::ParkFlag;
+use parker::{Bed, ParkFlag};
 use remote::Remote;
 use ring::Ring;
 use timers::Timers;
@@ -112,18 +112,21 @@ impl Reactor {
     /// [taken](Self::take_unpark).
     pub fn park(&self, max: Duration) -> bool {
         let inner = &*self.0;
-        if !inner.bell.flag.prepare() {
+        // The model checker knows no futexes.
+        let bed = if inner.ops.borrow().in_kernel() > 0 || cfg!(loom) { Bed::Ring } else { Bed::Flag };
+        if !inner.bell.flag.prepare(bed) {
             return false;
-        }
-        if !inner.bell_armed.replace(true) {
-            let poll = opcode::PollAdd::new(types::Fd(inner.bell.eventfd.as_raw_fd()), libc::POLLIN as u32);
-            // SAFETY: the entry points to no memory; the eventfd is open for as long as the ring.
-            unsafe { inner.ring.borrow_mut().push(poll.build().user_data(BELL)) };
         }
         let next = inner.timers.borrow_mut().next();
         let max = max.min(LONGEST_PARK);
         let timeout = next.map_or(max, |next| max.min(next.saturating_duration_since(Instant::now())));
-        inner.ring.borrow_mut().wait(timeout);
+        match bed {
+            Bed::Ring => inner.sleep_in_ring(timeout),
+            #[cfg(not(loom))]
+            Bed::Flag => inner.bell.flag.sleep(timeout),
+            #[cfg(loom)]
+            Bed::Flag => {}
+        }
         inner.bell.flag.finish();
         true
     }
@@ -203,6 +206,11 @@ impl Reactor {
         self.0.ops.borrow().in_kernel() + self.0.remote.waited_for()
     }
 
+    /// Those of them that other threads have.
+    pub fn in_other_threads(&self) -> usize {
+        self.0.remote.waited_for()
+    }
+
     /// Runs `future` and this reactor until the future ends: for tests, tools and control threads.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
@@ -248,6 +256,15 @@ impl Inner {
                 return events;
             }
         }
+    }
+
+    fn sleep_in_ring(&self, timeout: Duration) {
+        if !self.bell_armed.replace(true) {
+            let poll = opcode::PollAdd::new(types::Fd(self.bell.eventfd.as_raw_fd()), libc::POLLIN as u32);
+            // SAFETY: the entry points to no memory; the eventfd is open for as long as the ring.
+            unsafe { self.ring.borrow_mut().push(poll.build().user_data(BELL)) };
+        }
+        self.ring.borrow_mut().wait(timeout);
     }
 
     /// The bell rang: drains it; the next park arms it again (and sees at once if it rang meanwhile).
@@ -315,9 +332,14 @@ impl remote::Wake for Unparker {
 impl Unparker {
     /// Wakes the reactor. Costs a system call only if the reactor sleeps.
     pub fn unpark(&self) {
-        if self.0.flag.notify() {
+        match self.0.flag.notify() {
+            None => {}
             // WouldBlock: the counter is full, so the bell rings already.
-            let _ = rustix::io::write(&self.0.eventfd, &1u64.to_ne_bytes());
+            Some(Bed::Ring) => drop(rustix::io::write(&self.0.eventfd, &1u64.to_ne_bytes())),
+            #[cfg(not(loom))]
+            Some(Bed::Flag) => self.0.flag.wake(),
+            #[cfg(loom)]
+            Some(Bed::Flag) => {}
         }
     }
 }

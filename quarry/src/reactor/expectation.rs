@@ -57,6 +57,11 @@ impl Expectation {
         }
     }
 
+    /// Whether a guest was hit by that not long ago.
+    pub fn is_banned(&self) -> bool {
+        self.banned > 0
+    }
+
     /// Whether it is likely, in an idle time that has lasted so long.
     pub fn holds(&self, idle: Duration) -> bool {
         self.score >= LIKELY && self.banned == 0 && (!self.probing || idle >= super::idle::SPIN)

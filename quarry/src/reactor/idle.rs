@@ -66,13 +66,26 @@ pub enum Ring {
 /// Commands under way that make a guest busy.
 pub const MANY: usize = 4;
 
+/// What is under way whose end ends a sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// Nothing, or something that only turns bring to its end.
+    Nothing,
+    /// I/O of the kernel's, perhaps among others.
+    Kernel,
+    /// Nothing but what other threads do: a library for a cluster. That takes long enough to sleep for at once.
+    Threads,
+    /// The same, and whoever waits for it is busy.
+    ThreadsForMany,
+}
+
 /// How long nothing has happened, and what waiting costs.
 #[derive(Debug)]
 pub struct Idle {
     turns: u32,
     since: Option<Instant>,
-    /// It has lasted longer than [`HARD_SPIN`], at which the kernel had I/O or not.
-    long: Option<bool>,
+    /// It is no moment any more; what was under way then.
+    long: Option<Pending>,
     /// How long it had lasted when the last sleep ended.
     lasted: Option<Duration>,
     /// Of an idle time that has just become [`HARD_SPIN`] long.
@@ -124,7 +137,9 @@ impl Idle {
         let lasted = self.lasted.take();
         let is_late = std::mem::take(&mut self.is_late);
         // What busy guests do when they like says nothing about when a completion would have come.
-        if self.long.take() == Some(true) && (completed || ring != Ring::Busy) {
+        if self.long.take().is_some_and(|pending| pending != Pending::Nothing)
+            && (completed || ring != Ring::Busy)
+        {
             let rang = matches!(ring, Ring::Unheard | Ring::Alone);
             self.expectation.learn(lasted, completed, rang);
             if is_late {
@@ -154,13 +169,13 @@ impl Idle {
         self.price
     }
 
-    /// There was none. `watched` tells whether there is something to look at that wakes nobody, `pending` whether the
-    /// kernel has I/O whose completion ends a sleep; `now` and `cpu` (this thread's CPU time) are asked only when needed.
+    /// There was none. `watched` tells whether there is something to look at that wakes nobody; `now` and `cpu` (this thread's
+    /// CPU time) are asked only when needed.
     pub fn wait(
         &mut self,
         mode: Mode,
         watched: impl FnOnce() -> bool,
-        pending: impl FnOnce() -> bool,
+        pending: impl FnOnce() -> Pending,
         now: impl FnOnce() -> Instant,
         cpu: impl FnOnce() -> Duration,
     ) -> Wait {
@@ -178,16 +193,31 @@ impl Idle {
         }
         let now = now();
         let idle = now.saturating_duration_since(*self.since.get_or_insert(now));
-        if idle < HARD_SPIN {
-            return Wait::Spin;
-        }
-        let pending = *self.long.get_or_insert_with(pending);
-        let sleeps = self.price >= DEAR && watched && pending;
+        let pending = match self.long {
+            Some(pending) => pending,
+            None => match pending() {
+                // A guest that is busy hardly notices if its doorbells are seen when its next command completes.
+                Pending::ThreadsForMany if watched && !self.expectation.is_banned() => {
+                    self.long = Some(Pending::ThreadsForMany);
+                    return Wait::Sleep(LAST_RESORT);
+                }
+                // One that is not, and has proved to wait for its commands.
+                Pending::Threads if watched && self.price >= DEAR && self.expectation.holds(idle) => {
+                    self.long = Some(Pending::Threads);
+                    return Wait::Sleep(LAST_RESORT);
+                }
+                _ if idle < HARD_SPIN => return Wait::Spin,
+                pending => *self.long.insert(pending),
+            },
+        };
+        let sleeps = self.price >= DEAR && watched && pending != Pending::Nothing;
         // Nearly without a timer: it is beyond the kernel's next tick.
         if sleeps && self.expectation.holds(idle) {
             return Wait::Sleep(LAST_RESORT);
         }
-        if idle < SPIN {
+        // What other threads do takes longer than that in any case.
+        let is_near = !matches!(pending, Pending::Threads | Pending::ThreadsForMany) || self.price >= DEAR;
+        if idle < SPIN && is_near {
             return Wait::Yield;
         }
         if !watched {
@@ -243,7 +273,7 @@ mod tests {
         at: Duration,
         spent: Duration,
         price: Duration,
-        pending: bool,
+        pending: Pending,
     }
 
     impl Machine {
@@ -254,7 +284,7 @@ mod tests {
                 at: Duration::ZERO,
                 spent: Duration::ZERO,
                 price,
-                pending: false,
+                pending: Pending::Nothing,
             }
         }
 
@@ -349,7 +379,7 @@ mod tests {
     fn with_io(price: u64, idle_times: u32, micros: u64) -> (Machine, Vec<Wait>) {
         let mut machine = Machine::new(Duration::from_micros(price));
         machine.rest(Duration::from_secs(1));
-        machine.pending = true;
+        machine.pending = Pending::Kernel;
         machine.idle.worked(false, Ring::Heard);
         let mut waits = Vec::new();
         for _ in 0..idle_times {
@@ -391,7 +421,7 @@ mod tests {
     fn a_guest_that_thinks_between_its_commands_teaches_nothing_about_io() {
         let (mut machine, _) = with_io(20, 100, 300);
         // No sleep without a timer, since there is no I/O; and none is to be expected later because of that.
-        machine.pending = false;
+        machine.pending = Pending::Nothing;
         for _ in 0..100 {
             let end = machine.at + Duration::from_micros(30);
             while machine.at < end {
@@ -400,7 +430,7 @@ mod tests {
             }
             machine.idle.worked(false, Ring::Heard);
         }
-        machine.pending = true;
+        machine.pending = Pending::Kernel;
         let mut wait = Wait::Spin;
         while wait == Wait::Spin {
             machine.at += Duration::from_nanos(100);
@@ -436,7 +466,7 @@ mod tests {
     fn a_guest_that_answers_soon_is_awaited_and_its_next_completion_slept_for() {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
-        machine.pending = true;
+        machine.pending = Pending::Kernel;
         machine.idle.worked(false, Ring::Heard);
         let mut waits = Vec::new();
         for _ in 0..100 {
@@ -468,7 +498,7 @@ mod tests {
     fn a_busy_guest_is_not_awaited() {
         let mut machine = Machine::new(Duration::from_micros(20));
         machine.rest(Duration::from_secs(1));
-        machine.pending = true;
+        machine.pending = Pending::Kernel;
         let sleeps_at_once = |ring| {
             machine.idle.worked(false, Ring::Heard);
             for _ in 0..200 {

@@ -22,7 +22,7 @@ use nvme_emu::{Worker, WorkerSeed};
 
 use crate::affinity;
 use crate::config::model::Mode;
-use idle::{Idle, MANY, Ring, Wait};
+use idle::{Idle, MANY, Pending, Ring, Wait};
 
 /// Submission entries of a reactor's io_uring.
 const RING_ENTRIES: u32 = 1024;
@@ -306,8 +306,7 @@ impl Core {
             }
             self.idle_turns = self.idle_turns.saturating_add(1);
             let watched = || self.workers().any(|worker| worker.is_watched() || worker.needs_turns());
-            // Only the kernel's completions are waited for.
-            let pending = || self.reactor.in_flight() > 0 && !self.workers().any(Worker::needs_turns);
+            let pending = || self.pending();
             match idle.wait(shared.mode(), watched, pending, Instant::now, cpu_time) {
                 Wait::Spin => std::hint::spin_loop(),
                 Wait::Yield => std::thread::yield_now(),
@@ -354,6 +353,18 @@ impl Core {
             (0, true) => Ring::Alone,
             (_, true) => Ring::Unheard,
         }
+    }
+
+    /// What is under way whose end ends a sleep.
+    fn pending(&self) -> Pending {
+        if self.reactor.in_flight() == 0 || self.workers().any(Worker::needs_turns) {
+            return Pending::Nothing;
+        }
+        if self.reactor.in_flight() > self.reactor.in_other_threads() {
+            return Pending::Kernel;
+        }
+        let mut under_way = self.workers().map(Worker::in_flight).filter(|commands| *commands > 0);
+        if under_way.all(|commands| commands >= MANY) { Pending::ThreadsForMany } else { Pending::Threads }
     }
 
     /// Nobody will look at the doorbells for a while. Whether a worker has something to do first.
