@@ -27,6 +27,12 @@ struct List {
     next: u64,
 }
 
+impl List {
+    fn changes(&self, range: Range) -> bool {
+        self.ranges.iter().any(|(_, other)| other.0.max(range.0) < other.1.min(range.1))
+    }
+}
+
 impl Abandoned {
     fn lock(&self) -> MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -57,6 +63,11 @@ impl Abandoned {
         self.count.load(SeqCst) > 0
     }
 
+    /// Whether any changes a part of `range`.
+    pub(crate) fn changes(&self, range: Range) -> bool {
+        self.any() && self.lock().changes(range)
+    }
+
     /// Resolves when nothing that was abandoned changes `range`.
     pub(crate) fn gone<A: AsRef<Self> + Unpin>(of: A, range: Range) -> Gone<A> {
         Gone { of, range, place: None }
@@ -81,8 +92,7 @@ impl<A: AsRef<Abandoned> + Unpin> Future for Gone<A> {
             return Poll::Ready(());
         }
         let mut list = abandoned.lock();
-        let overlaps = |range: &Range| range.0.max(this.range.0) < range.1.min(this.range.1);
-        if !list.ranges.iter().any(|(_, range)| overlaps(range)) {
+        if !list.changes(this.range) {
             return Poll::Ready(());
         }
         let place = *this.place.get_or_insert_with(|| {

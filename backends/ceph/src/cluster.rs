@@ -50,15 +50,14 @@ impl Default for ClusterOptions {
 pub const RESERVED_OPTIONS: &[(&str, &str)] = &[
     ("objecter_inflight_ops", "a limit there would block the threads of other disks"),
     ("objecter_inflight_op_bytes", "a limit there would block the threads of other disks"),
-    (
-        "rbd_disable_zero_copy_writes",
-        "a guest that changes a buffer while it is written would break the connection of all",
-    ),
     ("client_mount_timeout", "`timeout` sets it"),
     ("rados_mon_op_timeout", "`timeout` sets it"),
     ("rados_osd_op_timeout", "`io_timeout` sets it"),
     ("keyring", "`keyring` sets it"),
 ];
+
+/// For how long a client is locked out that did not give back what it had: 10 years.
+pub(crate) const BLOCKLISTED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A connection.
 pub struct Cluster {
@@ -166,6 +165,21 @@ impl Cluster {
         made.set("log_to_stderr", "false")?;
         made.set("err_to_stderr", "false")?;
         made.set("rbd_cache", "false")?;
+        // Without a change of threads on the way out: calls do not wait (no limit in the objecter, below).
+        made.set("rbd_non_blocking_aio", "false")?;
+        // An hour, as monitors have it, is less than a machine can be asleep; its writes would come late then.
+        if made.option("rbd_blocklist_expire_seconds").is_some_and(|chosen| chosen == "0") {
+            made.set("rbd_blocklist_expire_seconds", &BLOCKLISTED.as_secs().to_string())?;
+        }
+        // On few CPUs more threads only take them from each other. What somebody has chosen stays.
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        for (threads, usual, few) in
+            [("ms_async_op_threads", "3", cpus.div_ceil(4)), ("librados_thread_count", "2", cpus.div_ceil(8))]
+        {
+            if made.option(threads).is_some_and(|chosen| chosen == usual) && few < 2 {
+                made.set(threads, "1")?;
+            }
+        }
         for (option, value) in &options.options {
             made.set(option, value)?;
         }
@@ -174,10 +188,10 @@ impl Cluster {
         }
         made.set("objecter_inflight_ops", "0")?;
         made.set("objecter_inflight_op_bytes", "0")?;
-        made.set("rbd_disable_zero_copy_writes", "true")?;
         made.set("client_mount_timeout", &seconds(options.timeout))?;
         made.set("rados_mon_op_timeout", &seconds(options.timeout))?;
-        made.set("rados_osd_op_timeout", &options.io_timeout.map_or_else(|| "0".to_owned(), seconds))?;
+        // Ceph would forget an operation that the cluster may still carry out, at any time. `io_timeout` is Quarry's own.
+        made.set("rados_osd_op_timeout", "0")?;
         Ok(made)
     }
 
@@ -444,7 +458,10 @@ pub(crate) fn denied(cluster: &Cluster, pool: &str, what: &str) -> OpenError {
     OpenError::new(
         Kind::Access,
         format!("{user} may not use {what}{}the pool `{pool}`", if what.is_empty() { "" } else { " in " }),
-        format!("ceph auth caps {user} mon 'profile rbd' osd 'profile rbd pool={pool}'"),
+        format!(
+            "add mon 'profile rbd' and osd 'profile rbd pool={pool}' to what `ceph auth get {user}` shows; `ceph auth caps` \
+             replaces all of it"
+        ),
     )
 }
 

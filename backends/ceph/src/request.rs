@@ -8,10 +8,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use block::reactor::{RemoteOp, Ticket};
-use block::{AlignedBuf, Completed, Error, Io, Op, Reactor};
-use libc::iovec;
+use block::{AlignedBuf, Completed, Error, Io, IoFuture, Op, Reactor};
 
 use crate::abandoned::{Abandoned, Gone, Range};
 use crate::budget::{Budget, Wait};
@@ -20,8 +20,6 @@ use crate::ffi::Errno;
 
 /// What a library and Ceph's messenger need for a call besides its data, about.
 const CALL: u64 = 4096;
-/// Lists of pieces of memory that are kept for use again.
-const KEPT_LISTS: usize = 64;
 
 /// An open image or volume.
 pub(crate) trait Target: Send + Sync + Sized + 'static {
@@ -34,37 +32,17 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     fn abandoned(&self) -> &Abandoned;
     /// What an errno of an operation means.
     fn error(&self, op: Op, errno: Errno) -> Error;
-    /// Whether the data of a write are handed over in a buffer, because a call does not take the segments.
+    /// After so long an I/O has failed; never if missing.
+    fn io_timeout(&self) -> Option<Duration>;
+    /// Whether the data of a write are handed over in a buffer: unless the library copies them before its call returns.
     fn gathers(&self, io: &Io) -> bool;
-    /// Begins a call, which completes `ticket`. The library has copied what is written when this returns; what it reads goes
-    /// to `buffer`, which lives until the ticket is completed. Where there is a buffer it has the data of a write.
-    fn begin(&self, ticket: Ticket, call: Self::Call, io: &Io, buffer: Option<&AlignedBuf>, lists: &Lists);
-    /// What the result of a call means: for a read the bytes that came, of `wanted`, after which there are zeroes.
+    /// Begins a call, which completes `ticket`. The library may use `buffer` until the ticket is completed: for what it reads,
+    /// or with the data of a write. Without a buffer it has copied what is written when this returns.
+    fn begin(&self, ticket: Ticket, call: Self::Call, io: &Io, buffer: Option<&AlignedBuf>);
+    /// What the result of a call means: for a read the bytes that came, after which there are zeroes.
     fn judge(&self, call: Self::Call, result: i32) -> Result<usize, Errno>;
     /// Where in the I/O's data a call's are.
     fn place(&self, call: Self::Call, io: &Io) -> std::ops::Range<usize>;
-}
-
-/// Lists of pieces of memory, for use again.
-#[derive(Default)]
-pub(crate) struct Lists(RefCell<Vec<Vec<iovec>>>);
-
-impl Lists {
-    /// Calls `work` with the segments of `io` as a list.
-    pub(crate) fn with<R>(&self, io: &Io, work: impl FnOnce(&[iovec]) -> R) -> R {
-        let mut list = self.0.borrow_mut().pop().unwrap_or_default();
-        let pieces = io.segments().iter().filter(|segment| !segment.is_empty());
-        list.extend(
-            pieces.map(|segment| iovec { iov_base: segment.as_ptr().cast(), iov_len: segment.len() }),
-        );
-        let result = work(&list);
-        list.clear();
-        let mut lists = self.0.borrow_mut();
-        if lists.len() < KEPT_LISTS {
-            lists.push(list);
-        }
-        result
-    }
 }
 
 /// What the requests of a channel share.
@@ -78,12 +56,11 @@ pub(crate) struct Shared<T> {
 pub(crate) struct Resources<T> {
     pub(crate) target: Arc<T>,
     buffers: Buffers,
-    lists: Lists,
 }
 
 impl<T> Shared<T> {
     pub(crate) fn new(target: Arc<T>, reactor: Reactor) -> Rc<Self> {
-        let resources = Resources { target, buffers: Buffers::default(), lists: Lists::default() };
+        let resources = Resources { target, buffers: Buffers::default() };
         Rc::new(Self { reactor, resources: Rc::new(resources) })
     }
 }
@@ -187,8 +164,13 @@ impl<T: Target> Request<T> {
         let gathers = matches!(calls, Calls::Many(_)) || resources.target.gathers(io);
         match io.op {
             Op::Read => keep.buffer = Some(resources.buffers.take(bytes)?),
+            Op::Write if gathers => {
+                let mut buffer = resources.buffers.take(bytes)?;
+                io.gather(0, &mut buffer[..bytes]);
+                keep.buffer = Some(buffer);
+            }
             // With room for where a mismatch is.
-            Op::Write | Op::CompareAndWrite if gathers || io.op == Op::CompareAndWrite => {
+            Op::CompareAndWrite => {
                 let mut buffer = resources.buffers.take(bytes + size_of::<u64>())?;
                 io.gather(0, &mut buffer[..bytes]);
                 keep.buffer = Some(buffer);
@@ -200,7 +182,7 @@ impl<T: Target> Request<T> {
                 call,
                 shared.reactor.remote(keep, |ticket, keep| {
                     let resources = &keep.resources;
-                    resources.target.begin(ticket, call, io, keep.buffer.as_ref(), &resources.lists);
+                    resources.target.begin(ticket, call, io, keep.buffer.as_ref());
                 }),
             ),
             Calls::Many(calls) => {
@@ -208,7 +190,7 @@ impl<T: Target> Request<T> {
                 let begin = |call: T::Call| {
                     let op = shared.reactor.remote(keep.clone(), |ticket, keep| {
                         let keep = keep.borrow();
-                        resources.target.begin(ticket, call, io, keep.buffer.as_ref(), &resources.lists);
+                        resources.target.begin(ticket, call, io, keep.buffer.as_ref());
                     });
                     (call, op)
                 };
@@ -224,9 +206,13 @@ impl<T: Target> Request<T> {
         let bytes = target.judge(call, result).map_err(|errno| target.error(io.op, errno))?;
         if let (Op::Read, Some(buffer)) = (io.op, &keep.buffer) {
             let place = target.place(call, io);
-            let there = place.start..place.end.min(place.start + bytes);
-            io.scatter(there.start, &buffer[there.clone()]);
-            scatter_zeroes(io, there.end, place.end);
+            let len = bytes.min(place.len()).min(buffer_len(io, &place));
+            // SAFETY: within the buffer, which has all of the I/O's bytes (above), in a part that this call alone was given, and
+            // it has ended: nobody writes there any more. Others of the same I/O may still write elsewhere in the buffer, of
+            // which this makes no reference.
+            let there = unsafe { std::slice::from_raw_parts(buffer.as_ptr().add(place.start), len) };
+            io.scatter(place.start, there);
+            scatter_zeroes(io, place.start + len, place.end);
         }
         Ok(())
     }
@@ -235,6 +221,11 @@ impl<T: Target> Request<T> {
         self.state = State::Ended;
         self.io.take().map_or(Poll::Pending, |io| Poll::Ready(io.complete(result)))
     }
+}
+
+/// Bytes of the I/O's from the beginning of `place` on.
+fn buffer_len(io: &Io, place: &std::ops::Range<usize>) -> usize {
+    (io.bytes() as usize).saturating_sub(place.start)
 }
 
 /// Zeroes for bytes `from` to before `to` of what is read.
@@ -273,8 +264,8 @@ impl<T: Target> Future for Request<T> {
                         return Poll::Pending;
                     }
                     let calls = this.state.take_calls();
-                    // Meanwhile something may have been abandoned.
-                    if target.abandoned().any() {
+                    // Meanwhile something may have been abandoned here.
+                    if target.abandoned().changes(this.range) {
                         target.budget().give(Self::cost(io, &calls));
                         this.state = State::New(calls);
                         continue;
@@ -343,24 +334,182 @@ impl<T: Target> Many<T> {
     }
 }
 
+impl<T: Target> Request<T> {
+    /// Nobody waits for it any more. Who comes to its range later waits until it is over.
+    fn abandon(&mut self) {
+        if self.io.as_ref().is_some_and(|io| !matches!(io.op, Op::Read | Op::Flush)) {
+            let begin = || Some(self.shared.resources.target.abandoned().begin(self.range));
+            match &mut self.state {
+                State::Runs(_, op) => {
+                    if let Some(keep) = op.keep_mut() {
+                        keep.abandoned = begin();
+                    }
+                }
+                State::RunMany(many) => {
+                    if let Some(keep) = many.running.first().and_then(|(_, op)| op.keep()) {
+                        keep.borrow_mut().abandoned = begin();
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.state = State::Ended;
+    }
+}
+
+/// A request that fails when its time is over. Then the library goes on with it, in its order.
+struct Timed<T: Target> {
+    request: Request<T>,
+    deadline: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl<T: Target> Future for Timed<T> {
+    type Output = Completed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
+        let Self { request, deadline } = &mut *self;
+        let ended = Pin::new(&mut *request).poll(cx);
+        if ended.is_ready() || deadline.as_mut().poll(cx).is_pending() {
+            return ended;
+        }
+        request.abandon();
+        let op = request.io.as_ref().map_or(Op::Flush, |io| io.op);
+        let error = request.shared.resources.target.error(op, Errno(libc::ETIMEDOUT));
+        request.end(Err(error))
+    }
+}
+
+impl<T: Target> Request<T> {
+    /// As a future with the time that an I/O has.
+    pub(crate) fn run(self) -> IoFuture {
+        match self.shared.resources.target.io_timeout() {
+            None => IoFuture::new(self),
+            Some(time) => {
+                let deadline = Box::pin(self.shared.reactor.sleep(time));
+                IoFuture::new(Timed { request: self, deadline })
+            }
+        }
+    }
+}
+
 impl<T: Target> Drop for Request<T> {
     fn drop(&mut self) {
-        if self.io.as_ref().is_none_or(|io| matches!(io.op, Op::Read | Op::Flush)) {
-            return;
+        self.abandon();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Mutex;
+
+    use block::testing::{Buffer, poll_once};
+
+    use super::*;
+
+    /// A library that answers when the test says so.
+    struct Fake {
+        budget: Budget,
+        abandoned: Abandoned,
+        time: Option<Duration>,
+        /// Of all calls that were ever begun.
+        tickets: Mutex<Vec<Option<Ticket>>>,
+    }
+
+    impl Fake {
+        fn new(budget: u64, time: Option<Duration>) -> Arc<Self> {
+            let (budget, abandoned) = (Budget::new(budget), Abandoned::default());
+            Arc::new(Self { budget, abandoned, time, tickets: Mutex::default() })
         }
-        let begin = || Some(self.shared.resources.target.abandoned().begin(self.range));
-        match &mut self.state {
-            State::Runs(_, op) => {
-                if let Some(keep) = op.keep_mut() {
-                    keep.abandoned = begin();
-                }
-            }
-            State::RunMany(many) => {
-                if let Some(keep) = many.running.first().and_then(|(_, op)| op.keep()) {
-                    keep.borrow_mut().abandoned = begin();
-                }
-            }
-            _ => {}
+
+        fn begun(&self) -> usize {
+            self.tickets.lock().unwrap().len()
         }
+
+        fn answer(&self, call: usize) {
+            self.tickets.lock().unwrap()[call].take().unwrap().complete(0);
+        }
+    }
+
+    impl Target for Fake {
+        type Call = ();
+
+        fn budget(&self) -> &Budget {
+            &self.budget
+        }
+
+        fn abandoned(&self) -> &Abandoned {
+            &self.abandoned
+        }
+
+        fn error(&self, op: Op, errno: Errno) -> Error {
+            crate::error::of_io("fake", op, errno)
+        }
+
+        fn io_timeout(&self) -> Option<Duration> {
+            self.time
+        }
+
+        fn gathers(&self, _: &Io) -> bool {
+            true
+        }
+
+        fn begin(&self, ticket: Ticket, (): (), _: &Io, _: Option<&AlignedBuf>) {
+            self.tickets.lock().unwrap().push(Some(ticket));
+        }
+
+        fn judge(&self, (): (), result: i32) -> Result<usize, Errno> {
+            usize::try_from(result).map_err(|_| Errno(-result))
+        }
+
+        fn place(&self, (): (), io: &Io) -> std::ops::Range<usize> {
+            0..io.bytes() as usize
+        }
+    }
+
+    fn request(shared: &Rc<Shared<Fake>>, lba: u64) -> Pin<Box<IoFuture>> {
+        let io = Buffer::with(&[1; 512]).io(Op::Write, lba, 1);
+        let range = (lba * 512, lba * 512 + 512);
+        Box::pin(Request::new(shared.clone(), io, range, Calls::One(())).run())
+    }
+
+    #[test]
+    fn what_was_abandoned_elsewhere_holds_up_nobody() {
+        let reactor = Reactor::new(8).unwrap();
+        let fake = Fake::new(2 * (CALL + 512), None);
+        let shared = Shared::new(fake.clone(), reactor.clone());
+        let is_ready = |future: &mut Pin<Box<IoFuture>>| reactor.block_on(poll_once(future)).is_some();
+        let (mut stuck, mut other) = (request(&shared, 0), request(&shared, 1));
+        assert!(!is_ready(&mut stuck) && !is_ready(&mut other));
+        drop(stuck); // given up, and never answered
+        let mut waiting: Vec<_> = (10..13).map(|lba| request(&shared, lba)).collect();
+        assert!(waiting.iter_mut().all(|future| !is_ready(future)));
+        assert_eq!(fake.begun(), 2);
+        // The one that is answered makes room for one of those that wait.
+        fake.answer(1);
+        reactor.turn();
+        assert!(is_ready(&mut other));
+        for _ in 0..100 {
+            assert!(waiting.iter_mut().all(|future| !is_ready(future)));
+            reactor.turn();
+        }
+        assert_eq!(fake.begun(), 3, "there is room for one of three that wait");
+        fake.answer(0);
+        fake.answer(2);
+    }
+
+    #[test]
+    fn what_has_taken_too_long_has_failed_and_goes_on() {
+        let reactor = Reactor::new(8).unwrap();
+        let fake = Fake::new(1 << 20, Some(Duration::from_millis(1)));
+        let shared = Shared::new(fake.clone(), reactor.clone());
+        let error = reactor.block_on(request(&shared, 0)).result.expect_err("nobody answers");
+        assert_eq!(error.kind(), block::ErrorKind::Timeout);
+        assert!(fake.abandoned.changes((0, 512)), "it may still be carried out");
+        // Who comes to the same blocks does not overtake it, and has no more time.
+        let error = reactor.block_on(request(&shared, 0)).result.expect_err("it waits");
+        assert_eq!((error.kind(), fake.begun()), (block::ErrorKind::Timeout, 1));
+        fake.answer(0);
+        reactor.turn();
+        assert!(!fake.abandoned.any());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use libc::{iovec, size_t, ssize_t};
+use libc::{size_t, ssize_t};
 
 use super::{Callback, IoCtxT, Text, library};
 
@@ -71,7 +71,6 @@ library! {
     fn rbd_aio_release(RbdCompletion);
     fn rbd_aio_read(ImageT, u64, size_t, *mut c_char, RbdCompletion) -> c_int;
     fn rbd_aio_write(ImageT, u64, size_t, Text, RbdCompletion) -> c_int;
-    fn rbd_aio_writev(ImageT, *const iovec, c_int, u64, RbdCompletion) -> c_int;
     fn rbd_aio_discard(ImageT, u64, u64, RbdCompletion) -> c_int;
     fn rbd_aio_write_zeroes(ImageT, u64, size_t, RbdCompletion, c_int, c_int) -> c_int;
     fn rbd_aio_compare_and_write(ImageT, u64, size_t, Text, Text, RbdCompletion, *mut u64, c_int) -> ssize_t;

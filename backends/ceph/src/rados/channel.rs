@@ -51,7 +51,7 @@ impl Channel for RadosChannel {
             return Submission::Pending(IoFuture::new(in_pieces(shared, io, range)));
         }
         let calls = calls(disk, what, range);
-        Submission::Pending(IoFuture::new(Request::new(shared, io, range, calls)))
+        Submission::Pending(Request::new(shared, io, range, calls).run())
     }
 }
 
@@ -76,7 +76,7 @@ async fn in_pieces(shared: Rc<Shared<Disk>>, io: Io, (mut at, end): (u64, u64)) 
         let next = ((at / piece + 1) * piece).min(end);
         let part = Io::new(io.op, 0, 0, Vec::new(), io.guard().cloned(), io.tag());
         let calls = calls(&shared.resources.target, What::Zero, (at, next));
-        let completed = Request::new(shared.clone(), part, (at, next), calls).await;
+        let completed = Request::new(shared.clone(), part, (at, next), calls).run().await;
         if completed.result.is_err() {
             return io.complete(completed.result);
         }

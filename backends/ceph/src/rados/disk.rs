@@ -21,7 +21,7 @@ use crate::cluster::Pool;
 use crate::error::of_io;
 use crate::ffi::{self, Errno, RadosCompletion, check};
 use crate::patience::let_end;
-use crate::request::{Lists, Request, Target};
+use crate::request::{Request, Target};
 
 /// Removals that are under way at a time.
 const REMOVALS: usize = 64;
@@ -241,13 +241,17 @@ impl Target for Disk {
         of_io(&self.spec, op, errno)
     }
 
+    fn io_timeout(&self) -> Option<Duration> {
+        self.header.cluster().options().io_timeout
+    }
+
     fn gathers(&self, io: &Io) -> bool {
         io.segments().len() > 1
     }
 
     /// What is written is copied by librados before its call returns (librados.h: only what is read must stay), so the guest's
     /// own memory is handed over where it is in one piece; what is read comes into a buffer of ours.
-    fn begin(&self, ticket: Ticket, call: Call, io: &Io, buffer: Option<&AlignedBuf>, _: &Lists) {
+    fn begin(&self, ticket: Ticket, call: Call, io: &Io, buffer: Option<&AlignedBuf>) {
         if self.fenced.load(Ordering::Relaxed) {
             return ticket.complete(-Errno::BLOCKLISTED.0);
         }

@@ -12,6 +12,8 @@ use crate::request::{Calls, Request, Shared};
 
 /// Objects that a large discard is at once at.
 const OBJECTS_AT_ONCE: u64 = 64;
+/// Bytes that are read or written by one I/O at most: results are numbers of 32 bits.
+const MOST: u64 = 1 << 30;
 
 pub(super) struct RbdChannel {
     shared: Rc<Shared<Image>>,
@@ -34,6 +36,9 @@ impl Channel for RbdChannel {
         if if io.op == Op::Flush { !image.writes_back } else { io.blocks == 0 } {
             return Submission::Done(io.complete(Ok(())));
         }
+        if io.bytes() > MOST {
+            return Submission::Done(io.complete(Err(ErrorKind::InvalidInput.into())));
+        }
         let shared = self.shared.clone();
         let block = u64::from(info.block_size);
         let range @ (at, _) = match io.op {
@@ -53,7 +58,7 @@ impl Channel for RbdChannel {
             }
             _ => return Submission::Done(io.complete(Err(ErrorKind::Unsupported.into()))),
         };
-        Submission::Pending(IoFuture::new(Request::new(shared, io, range, Calls::One(call))))
+        Submission::Pending(Request::new(shared, io, range, Calls::One(call)).run())
     }
 }
 
@@ -61,10 +66,10 @@ impl Channel for RbdChannel {
 async fn then_flush(shared: Rc<Shared<Image>>, io: Io, range: (u64, u64)) -> Completed {
     let (guard, tag) = (io.guard().cloned(), io.tag());
     let write = Calls::One(Call::Write { at: range.0 });
-    let mut completed = Request::new(shared.clone(), io, range, write).await;
+    let mut completed = Request::new(shared.clone(), io, range, write).run().await;
     if completed.result.is_ok() {
         let flush = Io::new(Op::Flush, 0, 0, Vec::new(), guard, tag);
-        completed.result = Request::new(shared, flush, (0, 0), Calls::One(Call::Flush)).await.result;
+        completed.result = Request::new(shared, flush, (0, 0), Calls::One(Call::Flush)).run().await.result;
     }
     completed
 }
@@ -82,7 +87,7 @@ async fn in_pieces(shared: Rc<Shared<Image>>, io: Io, (mut at, end): (u64, u64))
             _ => Call::WriteZeroes { at, len: next - at, flags },
         };
         let part = Io::new(io.op, 0, 0, Vec::new(), io.guard().cloned(), io.tag());
-        let completed = Request::new(shared.clone(), part, (at, next), Calls::One(call)).await;
+        let completed = Request::new(shared.clone(), part, (at, next), Calls::One(call)).run().await;
         if completed.result.is_err() {
             return io.complete(completed.result);
         }

@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use block::{Error, Info, Listeners, Op};
 
@@ -24,6 +25,7 @@ pub(crate) struct Image {
     pub(super) writes_back: bool,
     /// Bytes in an object, in whose pieces large discards are done.
     pub(super) object_size: u64,
+    pub(super) io_timeout: Option<Duration>,
     pub(super) identity: String,
     pub(super) listeners: Listeners,
     spec: String,
@@ -63,6 +65,7 @@ impl Image {
             abandoned: Abandoned::default(),
             writes_back: found.writes_back,
             object_size: found.object_size,
+            io_timeout: pool.cluster().options().io_timeout,
             identity: found.identity,
             listeners: Listeners::default(),
             spec: found.spec,
@@ -121,7 +124,7 @@ impl Image {
     }
 
     /// Asks for the size. Blocks.
-    fn look_again(&self) {
+    pub(super) fn look_again(&self) {
         let mut size = 0;
         // SAFETY: the image is open; the size is written.
         if let Err(errno) = check(unsafe { (self.rbd.rbd_get_size)(self.handle.0, &mut size) }) {

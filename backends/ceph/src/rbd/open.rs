@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::{Abilities, Info};
 
@@ -16,10 +17,15 @@ use crate::ffi::{
 };
 use crate::patience::in_time;
 
+/// How long a client that died is missed by the image's watch (osd_client_watch_timeout), with what breaking its lock takes.
+const WATCH: Duration = Duration::from_secs(45);
+
 /// Opens the image, or says within the time for it why not.
 pub(super) fn open(cluster: &Arc<Cluster>, options: &RbdOptions) -> Result<Arc<Image>, OpenError> {
     let rbd = ffi::rbd()?;
-    let time = cluster.options().timeout;
+    // A lock that is to be kept may be that of a client that died.
+    let patience = if options.lock == Lock::Keep { WATCH } else { Duration::ZERO };
+    let time = cluster.options().timeout + patience;
     let work = (cluster.clone(), options.clone());
     let opened = in_time(time, work, move |(cluster, options)| open_now(rbd, cluster, options));
     opened.map_or_else(|| Err(too_slow(options, time.as_secs())), |(_, opened)| opened)
@@ -73,6 +79,8 @@ fn open_now(
             "look at `ceph -s`",
         ),
     })?;
+    // It may have changed before it was watched.
+    image.look_again();
     Ok(image)
 }
 
@@ -148,19 +156,10 @@ fn look(rbd: &Rbd, handle: ImageT, cluster: &Cluster, options: &RbdOptions) -> R
             format!("turn it on: rbd feature enable {spec} exclusive-lock; or remove `lock`"),
         ));
     }
-    let config = Config::of(rbd, handle);
-    if config.is("rbd_disable_zero_copy_writes", "false") {
-        return Err(OpenError::new(
-            Kind::Image,
-            format!(
-                "{spec} has rbd_disable_zero_copy_writes = false of its own, which would let librbd use a guest's memory after the guest has taken it back"
-            ),
-            format!("remove it: rbd config image remove {spec} rbd_disable_zero_copy_writes"),
-        ));
-    }
+    let config = Config::of(rbd, handle).map_err(failed("settings"))?;
     let writable = is_writable(options);
-    let writes_back = writable
-        && (config.is("rbd_cache", "true") || config.is_other("rbd_persistent_cache_mode", "disabled"));
+    let writes_back =
+        writable && (config.is_on("rbd_cache") || config.is_other("rbd_persistent_cache_mode", "disabled"));
     let granularity = config.number("rbd_discard_granularity_bytes").unwrap_or(64 << 10).max(1);
     let mut info = Info::new(options.block_size, size / u64::from(options.block_size));
     info.preferred_granularity = (4096 / options.block_size).max(1);
@@ -191,15 +190,12 @@ fn look(rbd: &Rbd, handle: ImageT, cluster: &Cluster, options: &RbdOptions) -> R
 struct Config(Vec<(String, String)>);
 
 impl Config {
-    fn of(rbd: &Rbd, handle: ImageT) -> Self {
+    fn of(rbd: &Rbd, handle: ImageT) -> Result<Self, Errno> {
         let mut count = 1024;
         let mut options =
             vec![ConfigOption { name: null_mut(), value: null_mut(), source: 0 }; count as usize];
         // SAFETY: the image is open; there is room for as many options as is told.
-        let listed = check(unsafe { (rbd.rbd_config_image_list)(handle, options.as_mut_ptr(), &mut count) });
-        if listed.is_err() {
-            return Self(Vec::new());
-        }
+        check(unsafe { (rbd.rbd_config_image_list)(handle, options.as_mut_ptr(), &mut count) })?;
         // SAFETY: the texts of a listed option are C strings until they are freed below.
         let owned = |text: *mut _| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
         let found = options.iter().take(usize::try_from(count).unwrap_or(0));
@@ -207,15 +203,17 @@ impl Config {
         let all = found.map(|option| (owned(option.name), owned(option.value))).collect();
         // SAFETY: as listed, once.
         unsafe { (rbd.rbd_config_image_list_cleanup)(options.as_mut_ptr(), count) };
-        Self(all)
+        Ok(Self(all))
     }
 
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    fn is(&self, name: &str, value: &str) -> bool {
-        self.get(name) == Some(value)
+    /// As Ceph reads it: `true` however it is spelt, or a number that is not 0. What cannot be read is on.
+    fn is_on(&self, name: &str) -> bool {
+        self.get(name)
+            .is_some_and(|value| !value.eq_ignore_ascii_case("false") && value.trim().parse::<i64>() != Ok(0))
     }
 
     fn is_other(&self, name: &str, value: &str) -> bool {

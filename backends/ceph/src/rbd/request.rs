@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::ptr::null_mut;
+use std::time::Duration;
 
 use block::reactor::Ticket;
 use block::{AlignedBuf, Error, Io, Op};
@@ -11,10 +12,7 @@ use super::image::Image;
 use crate::abandoned::Abandoned;
 use crate::budget::Budget;
 use crate::ffi::{self, Errno, RbdCompletion};
-use crate::request::{Lists, Request, Target};
-
-/// Most pieces of memory that librbd takes at once (IOV_MAX).
-const MOST_PIECES: usize = 1024;
+use crate::request::{Request, Target};
 
 /// What is asked of librbd.
 #[derive(Clone, Copy)]
@@ -59,13 +57,19 @@ impl Target for Image {
         self.explain(op, errno)
     }
 
-    fn gathers(&self, io: &Io) -> bool {
-        io.segments().len() > MOST_PIECES
+    fn io_timeout(&self) -> Option<Duration> {
+        self.io_timeout
     }
 
-    /// What is written is copied by librbd before its call returns (rbd_disable_zero_copy_writes), so the guest's own memory
-    /// is handed over; what is read comes into a buffer of ours.
-    fn begin(&self, ticket: Ticket, call: Call, io: &Io, buffer: Option<&AlignedBuf>, lists: &Lists) {
+    /// Always: whether librbd copies is a setting, of the image too (rbd_disable_zero_copy_writes), and a guest could change
+    /// what is sent after its checksum was made.
+    fn gathers(&self, _: &Io) -> bool {
+        true
+    }
+
+    /// librbd sees buffers of ours only: it takes nothing back, and a guest whose command was aborted may do what it likes with
+    /// its memory.
+    fn begin(&self, ticket: Ticket, call: Call, io: &Io, buffer: Option<&AlignedBuf>) {
         let (rbd, handle) = (self.rbd, self.handle.0);
         let mut completion: RbdCompletion = null_mut();
         let argument = ticket.into_raw();
@@ -77,25 +81,15 @@ impl Target for Image {
         }
         let bytes = io.bytes() as usize;
         let memory = buffer.map_or(null_mut(), AlignedBuf::as_ptr);
-        let called = match (call, io.segments()) {
+        let called = match call {
             // SAFETY: of this and all that follow: the image is open, which the operation holds until `done` was called, with the
-            // buffer. Segments are mapped while `io` lives, and are read before the call returns.
-            (Call::Read { at }, _) => unsafe {
-                (rbd.rbd_aio_read)(handle, at, bytes, memory.cast(), completion)
-            },
-            // SAFETY: as above; the buffer has the data.
-            (Call::Write { at }, _) if buffer.is_some() => unsafe {
+            // buffer, which has room for all of the data.
+            Call::Read { at } => unsafe { (rbd.rbd_aio_read)(handle, at, bytes, memory.cast(), completion) },
+            // SAFETY: as above.
+            Call::Write { at } => unsafe {
                 (rbd.rbd_aio_write)(handle, at, bytes, memory.cast(), completion)
             },
-            // SAFETY: as above.
-            (Call::Write { at }, [one]) => unsafe {
-                (rbd.rbd_aio_write)(handle, at, bytes, one.as_ptr().cast(), completion)
-            },
-            // SAFETY: as above; librbd reads the list before the call returns. Not more than `MOST_PIECES`.
-            (Call::Write { at }, _) => lists.with(io, |list| unsafe {
-                (rbd.rbd_aio_writev)(handle, list.as_ptr(), list.len() as c_int, at, completion)
-            }),
-            (Call::CompareAndWrite { at }, _) => {
+            Call::CompareAndWrite { at } => {
                 let half = bytes / 2; // whole blocks, so all three are aligned
                 let (write, mismatch) = (memory.wrapping_add(half), memory.wrapping_add(bytes));
                 // SAFETY: as above; all three are in the buffer.
@@ -115,11 +109,11 @@ impl Target for Image {
                 called as c_int
             }
             // SAFETY: as above.
-            (Call::Flush, _) => unsafe { (rbd.rbd_aio_flush)(handle, completion) },
+            Call::Flush => unsafe { (rbd.rbd_aio_flush)(handle, completion) },
             // SAFETY: as above.
-            (Call::Discard { at, len }, _) => unsafe { (rbd.rbd_aio_discard)(handle, at, len, completion) },
+            Call::Discard { at, len } => unsafe { (rbd.rbd_aio_discard)(handle, at, len, completion) },
             // SAFETY: as above.
-            (Call::WriteZeroes { at, len, flags }, _) => unsafe {
+            Call::WriteZeroes { at, len, flags } => unsafe {
                 (rbd.rbd_aio_write_zeroes)(handle, at, len as usize, completion, flags, 0)
             },
         };

@@ -144,6 +144,34 @@ fn an_io_timeout_ends_in_an_error() {
     }
 }
 
+/// The library has to ask the cluster for the lock before the first write: not on the reactor's thread.
+#[test]
+fn a_first_write_does_not_hold_up_its_thread() {
+    if !bed().is_there() {
+        return;
+    }
+    for (kind, device) in disks(64 << 20, &bed().options()) {
+        let reactor = Reactor::new(64).unwrap();
+        let channel = device.channel(&reactor).unwrap();
+        stall(true);
+        let writes: Vec<_> = (0..32)
+            .map(|n| {
+                begin(
+                    &reactor,
+                    &*channel,
+                    Buffer::with(&[7; 512]).io(Op::Write, n * 8192 % 131_072 + n, 1),
+                    2,
+                )
+            })
+            .collect();
+        assert_eq!(reactor.in_flight(), 32, "{kind}");
+        stall(false);
+        for write in writes {
+            reactor.block_on(write).result.expect("write");
+        }
+    }
+}
+
 #[test]
 fn a_disk_on_a_cluster_that_is_gone_is_let_go_of_in_time() {
     if !bed().is_there() {
