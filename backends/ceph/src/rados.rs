@@ -5,11 +5,13 @@ mod channel;
 mod disk;
 mod header;
 mod objects;
+mod ours;
 mod owner;
 mod volume;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::{Abilities, Channel, Device, Error, Info, Listener, Reactor};
 
@@ -20,7 +22,7 @@ use crate::patience::in_time;
 use channel::RadosChannel;
 use disk::Disk;
 use header::{Header, ReadError};
-use owner::{Owner, PATIENCE};
+use owner::{Owner, PATIENCE, Purpose};
 
 pub use volume::{CreateOptions, Volume, VolumeInfo};
 
@@ -68,24 +70,30 @@ impl RadosDevice {
         let time = cluster.options().timeout + if options.read_only { Default::default() } else { PATIENCE };
         let work = (cluster.clone(), options.clone());
         let opened = in_time(time, work, |(cluster, options)| open(cluster, options));
-        opened.map_or_else(|| Err(too_slow(cluster, &options.volume)), |(_, opened)| opened)
+        opened.map_or_else(|| Err(too_slow(&options.volume, time)), |(_, opened)| opened)
     }
 }
 
 fn open(cluster: &Arc<Cluster>, options: &RadosOptions) -> Result<RadosDevice, OpenError> {
     let spec = &options.volume;
     let pool = Arc::new(Pool::open(cluster, &spec.pool, &spec.namespace)?);
-    let mut header = Header::read(&pool, &spec.name).map_err(|error| explain(&pool, spec, error))?;
+    let (owner, header) = if options.read_only {
+        (None, Header::read(&pool, &spec.name).map_err(|error| explain(&pool, spec, error))?)
+    } else {
+        let (owner, header) = Owner::take(&pool, spec, Purpose::Open)?;
+        (Some(owner), header)
+    };
+    check_there(spec, &header)?;
+    if header.size < u64::from(options.block_size) {
+        return Err(OpenError::new(
+            Kind::Image,
+            format!("{spec} has {} bytes, less than a block", header.size),
+            format!("give it a size: quarry volume resize {spec} --size 10G"),
+        ));
+    }
     let data = match header.data_pool_name(&spec.pool) {
         name if name == spec.pool => pool.clone(),
         name => Arc::new(Pool::open(cluster, name, &spec.namespace)?),
-    };
-    let owner = if options.read_only {
-        None
-    } else {
-        let (owner, entered) = Owner::take(&pool, spec)?;
-        header = entered;
-        Some(owner)
     };
     let mut info = Info::new(options.block_size, header.size / u64::from(options.block_size));
     info.preferred_granularity = (4096 / options.block_size).max(1);
@@ -102,7 +110,13 @@ fn open(cluster: &Arc<Cluster>, options: &RadosOptions) -> Result<RadosDevice, O
     let identity = format!("rados/{}/{}", cluster.fsid(), header.id_text());
     let names = (spec.name.clone(), spec.to_string());
     let disk = Disk::new((pool, data), names, &header, info, owner, options.in_flight);
-    disk.look_after();
+    disk.look_after().map_err(|error| {
+        OpenError::new(
+            Kind::Other,
+            format!("no thread for {spec}: {error}"),
+            "look at the limits of processes",
+        )
+    })?;
     Ok(RadosDevice { disk, identity })
 }
 
@@ -124,8 +138,20 @@ impl Device for RadosDevice {
     }
 }
 
-fn too_slow(cluster: &Cluster, spec: &VolumeSpec) -> OpenError {
-    let seconds = cluster.options().timeout.as_secs();
+/// A volume that was removed in part is none.
+fn check_there(spec: &VolumeSpec, header: &Header) -> Result<(), OpenError> {
+    if header.size > 0 {
+        return Ok(());
+    }
+    Err(OpenError::new(
+        Kind::Image,
+        format!("{spec} is being removed"),
+        format!("if that was interrupted, remove it again: quarry volume remove {spec}"),
+    ))
+}
+
+fn too_slow(spec: &VolumeSpec, waited: Duration) -> OpenError {
+    let seconds = waited.as_secs();
     OpenError::new(
         Kind::Timeout,
         format!("the cluster answers, but not about {spec} for {seconds} s"),
@@ -159,7 +185,20 @@ fn explain(pool: &Pool, spec: &VolumeSpec, error: ReadError) -> OpenError {
         ReadError::Errno(Errno(libc::EPERM | libc::EACCES)) => {
             denied(pool.cluster(), &spec.pool, &format!("the volume `{}`", spec.name))
         }
-        ReadError::Errno(Errno(libc::ETIMEDOUT)) => too_slow(pool.cluster(), spec),
+        ReadError::Errno(Errno(libc::ETIMEDOUT)) => {
+            let options = pool.cluster().options();
+            too_slow(spec, options.io_timeout.unwrap_or(options.timeout))
+        }
+        ReadError::Errno(Errno(libc::EBUSY)) => OpenError::new(
+            Kind::InUse,
+            format!("another client has taken the volume {spec} over"),
+            "look who: quarry volume info",
+        ),
+        ReadError::Errno(Errno(libc::ECANCELED)) => OpenError::new(
+            Kind::InUse,
+            format!("another client has changed the volume {spec} at the same time"),
+            "try again",
+        ),
         ReadError::Errno(Errno::BLOCKLISTED) => OpenError::new(
             Kind::Access,
             "the cluster has blocklisted this client",

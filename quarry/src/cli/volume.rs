@@ -113,6 +113,9 @@ pub enum Command {
         /// Let it become smaller: what is beyond the new size is lost
         #[arg(long)]
         shrink: bool,
+        /// Shrink it even if its last owner did not give it back: that client is locked out
+        #[arg(long)]
+        force: bool,
     },
     /// Remove a volume that nobody has open, and its data
     #[command(alias = "rm")]
@@ -120,6 +123,9 @@ pub enum Command {
         /// The volume
         #[arg(value_name = "POOL/[NAMESPACE/]NAME")]
         volume: String,
+        /// Also if its last owner did not give it back: that client is locked out
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -268,7 +274,7 @@ impl Command {
             Self::Create { volume, .. }
             | Self::Info { volume, .. }
             | Self::Resize { volume, .. }
-            | Self::Remove { volume } => volume,
+            | Self::Remove { volume, .. } => volume,
         }
     }
 
@@ -286,12 +292,12 @@ impl Command {
                 let info = Volumes::info(cluster, volume)?;
                 if *json { as_json(volume, &info) } else { for_people(volume, &info) }
             }
-            Self::Resize { size, shrink, .. } => {
-                let now = Volumes::resize(cluster, volume, *size, *shrink)?;
+            Self::Resize { size, shrink, force, .. } => {
+                let now = Volumes::resize(cluster, volume, *size, *shrink, *force)?;
                 format!("{name} has {} now\n", Size(now.size))
             }
-            Self::Remove { .. } => {
-                Volumes::remove(cluster, volume)?;
+            Self::Remove { force, .. } => {
+                Volumes::remove(cluster, volume, *force)?;
                 format!("removed {name}\n")
             }
         })

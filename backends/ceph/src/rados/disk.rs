@@ -6,21 +6,21 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use block::reactor::Ticket;
-use block::{AlignedBuf, Error, Info, Io, Listeners, Op, Reactor};
+use block::{AlignedBuf, Error, ErrorKind, Info, Io, Listeners, Op, Reactor};
 
-use super::header::Header;
+use super::header::{Header, ReadError};
 use super::objects::WriteOp;
-use super::owner::{Owner, RENEWED, Renewal};
+use super::owner::{Held, RENEWED, Renewal};
 use crate::abandoned::Abandoned;
 use crate::budget::Budget;
 use crate::cluster::Pool;
 use crate::error::of_io;
 use crate::ffi::{self, Errno, RadosCompletion, check};
-use crate::patience::let_end;
 use crate::request::{Request, Target};
 
 /// Removals that are under way at a time.
@@ -83,9 +83,12 @@ pub(crate) struct Disk {
     header: Arc<Pool>,
     volume: String,
     spec: String,
-    /// `None` where it is only read.
-    owner: Option<Arc<Owner>>,
+    id: [u8; 16],
     fenced: AtomicBool,
+    /// Ends the thread that renews the lock; goes before the lock.
+    renewer: OnceLock<Sender<()>>,
+    /// `None` where it is only read.
+    owner: Option<Held>,
 }
 
 /// What is to be done with one object.
@@ -118,7 +121,7 @@ impl Disk {
         (volume, spec): (String, String),
         header: &Header,
         info: Info,
-        owner: Option<Owner>,
+        owner: Option<Held>,
         in_flight: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -132,8 +135,10 @@ impl Disk {
             data: pools.1,
             volume,
             spec,
-            owner: owner.map(Arc::new),
+            id: header.id,
             fenced: AtomicBool::new(false),
+            renewer: OnceLock::new(),
+            owner,
         })
     }
 
@@ -143,62 +148,99 @@ impl Disk {
         info
     }
 
-    /// Has the connection's keeper renew the lock and look at the size for as long as the volume is open.
-    pub(super) fn look_after(self: &Arc<Self>) {
+    /// Renews the lock, in a thread of its own, for no other volume's header must make it wait; and looks at the size, as long as
+    /// the volume is open.
+    pub(super) fn look_after(self: &Arc<Self>) -> std::io::Result<()> {
+        let disk: Weak<Self> = Arc::downgrade(self);
+        let Some(owner) = self.owner.as_ref().map(Held::share) else {
+            self.read_anew();
+            return Ok(());
+        };
+        let (stop, stopped) = channel();
+        let mut silent = false;
+        std::thread::Builder::new().name("ceph-lock".to_owned()).spawn(move || {
+            // Has the disk only for moments in which it does not wait: closing it waits for nothing here.
+            loop {
+                let renewal = owner.renew();
+                let goes_on = disk.upgrade().is_some_and(|disk| disk.renewed(renewal, &mut silent));
+                if !goes_on || stopped.recv_timeout(RENEWED) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        })?;
+        let _ = self.renewer.set(stop);
+        Ok(())
+    }
+
+    /// Has the connection's keeper look at the size.
+    fn read_anew(self: &Arc<Self>) {
         let disk: Weak<Self> = Arc::downgrade(self);
         let mut first = true;
-        let mut silent = false;
         self.header.cluster().keeper().run(move || {
             if std::mem::replace(&mut first, false) {
                 return Some(RENEWED);
             }
             let disk = disk.upgrade()?;
-            let next = disk.tend(&mut silent);
-            // This thread must not be the one that gives it back.
+            let goes_on = match Header::read(&disk.header, &disk.volume) {
+                Ok(header) => disk.look_at(&header),
+                Err(ReadError::Errno(Errno(libc::ENOENT))) => {
+                    disk.fence("the volume was removed");
+                    false
+                }
+                Err(_) => true,
+            };
+            // This thread must not be the one that closes the connection.
             if let Some(last) = Arc::into_inner(disk) {
                 let _ = std::thread::Builder::new().name("ceph-close".to_owned()).spawn(move || drop(last));
             }
-            next
+            goes_on.then_some(RENEWED)
         });
     }
 
-    fn tend(&self, silent: &mut bool) -> Option<Duration> {
-        if let Some(owner) = &self.owner {
-            match owner.renew() {
-                Renewal::Done => {
-                    if std::mem::replace(silent, false) {
-                        tracing::info!(volume = self.spec, "the cluster answers again");
-                    }
+    /// Whether it is to be renewed again.
+    fn renewed(&self, renewal: Renewal, silent: &mut bool) -> bool {
+        match renewal {
+            Renewal::Done(header) => {
+                if std::mem::replace(silent, false) {
+                    tracing::info!(volume = self.spec, "the cluster answers again");
                 }
-                Renewal::Lost => {
-                    self.fence();
-                    return None;
+                self.look_at(&header)
+            }
+            Renewal::Lost => {
+                self.fence(
+                    "another client has taken the volume over, or an operator has blocklisted this one",
+                );
+                false
+            }
+            Renewal::Unknown(errno) => {
+                if !std::mem::replace(silent, true) {
+                    tracing::warn!(volume = self.spec, %errno, "the volume's lock cannot be renewed; trying on");
                 }
-                Renewal::Unknown(errno) => {
-                    if !std::mem::replace(silent, true) {
-                        tracing::warn!(volume = self.spec, %errno, "the volume's lock cannot be renewed; trying on");
-                    }
-                    return Some(RENEWED);
-                }
+                true
             }
         }
-        if let Ok(header) = Header::read(&self.header, &self.volume) {
-            let blocks = header.size / u64::from(self.info.block_size);
-            if self.blocks.swap(blocks, Ordering::AcqRel) != blocks {
-                tracing::info!(volume = self.spec, bytes = header.size, "resized");
-                self.listeners.call();
-            }
-        }
-        Some(RENEWED)
     }
 
-    /// Another has it: no more I/O.
-    fn fence(&self) {
+    /// Whether it is the same volume, with the size that it has now.
+    fn look_at(&self, header: &Header) -> bool {
+        if header.id != self.id {
+            self.fence("the volume was removed, and there is another with its name");
+            return false;
+        }
+        let blocks = header.size / u64::from(self.info.block_size);
+        if self.blocks.swap(blocks, Ordering::AcqRel) != blocks {
+            tracing::info!(volume = self.spec, bytes = header.size, "resized");
+            self.listeners.call();
+        }
+        true
+    }
+
+    /// No more I/O.
+    fn fence(&self, why: &str) {
         if !self.fenced.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 volume = self.spec,
-                "fenced: another client has taken the volume over, or an operator has blocklisted this one; from now on its I/O \
-                 fails. When nobody else has it, start Quarry anew"
+                "fenced: {why}; from now on its I/O fails. When nobody else has it, start Quarry anew"
             );
         }
     }
@@ -236,7 +278,8 @@ impl Target for Disk {
 
     fn error(&self, op: Op, errno: Errno) -> Error {
         if errno == Errno::BLOCKLISTED {
-            self.fence();
+            self.fence("another client has taken the volume over, or an operator has blocklisted this one");
+            return Error::new(ErrorKind::Unreachable, format!("{}: {op:?}: fenced", self.spec));
         }
         of_io(&self.spec, op, errno)
     }
@@ -306,21 +349,6 @@ impl Target for Disk {
     }
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let Some(owner) = self.owner.take() else { return };
-        let (spec, fenced) = (self.spec.clone(), *self.fenced.get_mut());
-        let timeout = self.header.cluster().options().timeout;
-        let_end(&format!("giving back {spec}"), timeout, move || match owner.give_back() {
-            Ok(()) => {}
-            Err(_) if fenced => {} // it is another's
-            Err(errno) => {
-                tracing::warn!(volume = spec, %errno, "not given back: the next one blocklists this client")
-            }
-        });
-    }
-}
-
 /// `rados_callback_t`: on a thread of librados'.
 extern "C" fn done(completion: RadosCompletion, argument: *mut c_void) {
     // It is loaded, since it calls.
@@ -335,7 +363,7 @@ extern "C" fn done(completion: RadosCompletion, argument: *mut c_void) {
     unsafe { Ticket::from_raw(argument) }.complete(result);
 }
 
-/// Removes objects, many at a time, as long as `renew` says that they are this client's to remove. Blocks.
+/// Removes objects, many at a time, as long as `renew` says that they are this client's to remove: else EBUSY. Blocks.
 pub(super) fn remove_objects(
     data: &Arc<Pool>,
     layout: &Layout,
@@ -389,7 +417,7 @@ pub(super) fn remove_objects(
         if renewed.elapsed() > RENEWED {
             renewed = Instant::now();
             if renew() == Renewal::Lost {
-                return Err(Errno::BLOCKLISTED);
+                return Err(Errno(libc::EBUSY));
             }
         }
     }
@@ -404,6 +432,7 @@ mod tests {
         let header = Header {
             id: [0xab; 16],
             size: 10 << 20,
+            reach: 10 << 20,
             object_size: 4 << 20,
             data_pool: String::new(),
             generation: 0,

@@ -10,9 +10,10 @@
 //!  8  u32      bytes of the header
 //! 12  u32      bytes in an object: a power of two
 //! 16  16 bytes the volume's identity
-//! 32  u64      bytes of the volume
-//! 40  u32      bytes of the name that follows
-//! 44           the name of the pool of the data; if empty, it is the header's own
+//! 32  u64      bytes of the volume; none if it is being removed
+//! 40  u64      bytes up to which there may be objects: more while the volume is cut off, or when that was interrupted
+//! 48  u32      bytes of the name that follows
+//! 52           the name of the pool of the data; if empty, it is the header's own
 //! ```
 //! Little-endian.
 
@@ -22,7 +23,7 @@ use crate::cluster::Pool;
 use crate::ffi::Errno;
 
 const MAGIC: &[u8; 8] = b"QUARRYV1";
-const FIXED: usize = 44;
+const FIXED: usize = 52;
 /// Longest header.
 const MOST: usize = 4096;
 /// Bytes that an object can have.
@@ -38,6 +39,8 @@ pub(super) const OWNER: &str = "owner";
 pub(super) struct Header {
     pub(super) id: [u8; 16],
     pub(super) size: u64,
+    /// Not less than the size.
+    pub(super) reach: u64,
     pub(super) object_size: u32,
     pub(super) data_pool: String,
     pub(super) generation: u64,
@@ -59,6 +62,15 @@ pub(super) fn object(volume: &str) -> String {
     format!("quarry_volume.{volume}")
 }
 
+/// Removes the object if it has no header: a lock has made it where a volume was just removed.
+pub(super) fn sweep(pool: &Pool, volume: &str) -> Result<(), Errno> {
+    pool.operate(&object(volume), |op| {
+        op.assert_exists();
+        op.compare_attribute(GENERATION, ""); // as one that is missing compares
+        op.remove();
+    })
+}
+
 impl Header {
     /// As the object has it, without its attributes.
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -68,6 +80,7 @@ impl Header {
         bytes.extend_from_slice(&self.object_size.to_le_bytes());
         bytes.extend_from_slice(&self.id);
         bytes.extend_from_slice(&self.size.to_le_bytes());
+        bytes.extend_from_slice(&self.reach.to_le_bytes());
         bytes.extend_from_slice(&(self.data_pool.len() as u32).to_le_bytes());
         bytes.extend_from_slice(self.data_pool.as_bytes());
         bytes
@@ -88,16 +101,20 @@ impl Header {
             return Err(malformed);
         }
         let id = bytes.get(16..32).and_then(|id| id.try_into().ok()).ok_or(malformed)?;
-        let (object_size, size) = (u32_at(12).ok_or(malformed)?, u64_at(32).ok_or(malformed)?);
-        if !object_size.is_power_of_two() || !OBJECT_SIZES.contains(&object_size) || size > LARGEST {
+        let (size, reach) = (u64_at(32).ok_or(malformed)?, u64_at(40).ok_or(malformed)?);
+        let object_size = u32_at(12).ok_or(malformed)?;
+        if !object_size.is_power_of_two() || !OBJECT_SIZES.contains(&object_size) {
+            return Err(malformed);
+        }
+        if size > reach || reach > LARGEST {
             return Err(malformed);
         }
         let name = bytes.get(FIXED..).ok_or(malformed)?;
-        if u32_at(40).ok_or(malformed)? as usize != name.len() {
+        if u32_at(48).ok_or(malformed)? as usize != name.len() {
             return Err(malformed);
         }
         let data_pool = String::from_utf8(name.to_vec()).map_err(|_| malformed)?;
-        Ok(Self { id, size, object_size, data_pool, generation: 0, owner: String::new() })
+        Ok(Self { id, size, reach, object_size, data_pool, generation: 0, owner: String::new() })
     }
 
     /// Reads a volume's header.
@@ -106,6 +123,9 @@ impl Header {
         // Attributes first: a change that comes between makes its own comparison fail.
         let generation = pool.attribute(&object, GENERATION);
         let bytes = pool.read(&object, MOST).map_err(ReadError::Errno)?;
+        if bytes.is_empty() && generation == Err(Errno(libc::ENODATA)) {
+            return Err(ReadError::Errno(Errno(libc::ENOENT))); // see `sweep`
+        }
         let mut header = Self::decode(&bytes).map_err(ReadError::Malformed)?;
         let generation = generation.map_err(ReadError::Errno)?;
         header.generation = generation.parse().map_err(|_| ReadError::Malformed("it is damaged"))?;
@@ -115,6 +135,7 @@ impl Header {
 
     /// Makes the header of a new volume. EEXIST if there is one.
     pub(super) fn create(&self, pool: &Pool, volume: &str) -> Result<(), Errno> {
+        let _ = sweep(pool, volume);
         pool.operate(&object(volume), |op| {
             op.create();
             op.write_full(&self.encode());
@@ -163,6 +184,7 @@ mod tests {
         Header {
             id: *b"0123456789abcdef",
             size: 10 << 30,
+            reach: 11 << 30,
             object_size: 4 << 20,
             data_pool: "ec".to_owned(),
             generation: 0,
@@ -173,7 +195,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let bytes = header().encode();
-        assert_eq!((bytes.len(), &bytes[..8], &bytes[44..]), (46, &MAGIC[..], &b"ec"[..]));
+        assert_eq!((bytes.len(), &bytes[..8], &bytes[52..]), (54, &MAGIC[..], &b"ec"[..]));
         assert_eq!(Header::decode(&bytes), Ok(header()));
         let own = Header { data_pool: String::new(), ..header() };
         assert_eq!(Header::decode(&own.encode()).as_ref(), Ok(&own));
@@ -200,8 +222,10 @@ mod tests {
             (12, &3u32.to_le_bytes()),
             (12, &(64u32 << 20).to_le_bytes()),
             (32, &[0xff; 8]),
-            (40, &[0xff; 4]),
-            (44, &[0xff, 0xfe]),
+            (40, &[0; 8]),
+            (40, &[0xff; 8]),
+            (48, &[0xff; 4]),
+            (52, &[0xff, 0xfe]),
         ] {
             assert_eq!(with(at, bytes), Err("it is damaged"), "{at}");
         }

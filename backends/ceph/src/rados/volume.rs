@@ -5,9 +5,9 @@ use std::sync::Arc;
 use block::Reactor;
 
 use super::disk::{Layout, remove_objects};
-use super::header::{Header, LARGEST, OBJECT_SIZES, ReadError, object};
-use super::owner::{Owner, PATIENCE, holder};
-use super::{VolumeSpec, explain};
+use super::header::{Header, LARGEST, OBJECT_SIZES, ReadError};
+use super::owner::{Owner, PATIENCE, Purpose, holder};
+use super::{VolumeSpec, check_there, explain};
 use crate::cluster::{Cluster, Pool, denied};
 use crate::error::{OpenError, OpenErrorKind as Kind};
 use crate::ffi::{Errno, check};
@@ -29,7 +29,7 @@ pub struct CreateOptions {
 pub struct VolumeInfo {
     /// Its identity, which no other volume ever has: 32 hexadecimal digits.
     pub id: String,
-    /// Bytes.
+    /// Bytes; none if it is being removed.
     pub size: u64,
     /// Bytes in an object.
     pub object_size: u32,
@@ -68,6 +68,7 @@ impl Volume {
             let header = Header {
                 id: random_id()?,
                 size: work.size,
+                reach: work.size,
                 object_size: work.object_size,
                 data_pool,
                 generation: 0,
@@ -98,12 +99,14 @@ impl Volume {
     }
 
     /// Changes a volume's size. It may be made larger while it is served: the guest sees it. What is cut off is lost, so
-    /// `shrink` has to be said, and nobody may have it open.
+    /// `shrink` has to be said, and nobody may have it open, or have had it and not given it back unless `force` says that
+    /// this one is dead, or may be locked out.
     pub fn resize(
         cluster: &Arc<Cluster>,
         spec: &VolumeSpec,
         size: u64,
         shrink: bool,
+        force: bool,
     ) -> Result<VolumeInfo, OpenError> {
         check_size(size)?;
         timed(cluster, spec, move |cluster, spec| {
@@ -111,17 +114,24 @@ impl Volume {
             loop {
                 let mut header =
                     Header::read(&pool, &spec.name).map_err(|error| explain(&pool, spec, error))?;
-                if size < header.size {
-                    if !shrink {
-                        return Err(OpenError::new(
-                            Kind::Image,
-                            format!("{spec} has {} bytes: what is beyond {size} would be lost", header.size),
-                            "say so: --shrink",
-                        ));
-                    }
-                    return cut(cluster, &pool, spec, size);
+                check_there(spec, &header)?;
+                if size < header.size && !shrink {
+                    return Err(OpenError::new(
+                        Kind::Image,
+                        format!("{spec} has {} bytes: what is beyond {size} would be lost", header.size),
+                        "say so: --shrink",
+                    ));
                 }
-                match header.update(&pool, &spec.name, |header| header.size = size) {
+                if size < header.size || header.reach > header.size {
+                    return cut(cluster, &pool, spec, size, force).map_err(|mut error| {
+                        if error.kind == Kind::InUse && size >= header.size {
+                            error.message +=
+                                ", and what an interrupted shrink has left beyond its end must go before it grows";
+                        }
+                        error
+                    });
+                }
+                match header.update(&pool, &spec.name, |header| (header.size, header.reach) = (size, size)) {
                     Ok(()) => return Ok(info(&pool, spec, &header)),
                     Err(Errno(libc::ECANCELED)) => {}
                     Err(errno) => return Err(explain(&pool, spec, ReadError::Errno(errno))),
@@ -130,53 +140,58 @@ impl Volume {
         })
     }
 
-    /// Removes a volume that nobody has open. Takes as long as removing its objects takes; if it is interrupted, remove it
-    /// again.
-    pub fn remove(cluster: &Arc<Cluster>, spec: &VolumeSpec) -> Result<(), OpenError> {
-        let opened = timed(cluster, spec, |cluster, spec| {
+    /// Removes a volume that nobody has open, or had open and did not give back unless `force` says that this one is dead, or
+    /// may be locked out. Takes as long as removing its objects takes; if it is interrupted, remove it again.
+    pub fn remove(cluster: &Arc<Cluster>, spec: &VolumeSpec, force: bool) -> Result<(), OpenError> {
+        let taken = timed(cluster, spec, move |cluster, spec| {
             let pool = Arc::new(Pool::open(cluster, &spec.pool, &spec.namespace)?);
-            let (owner, header) = Owner::take(&pool, spec)?;
+            let (owner, mut header) = Owner::take(&pool, spec, Purpose::Remove { force })?;
             let data = Pool::open(cluster, header.data_pool_name(&spec.pool), &spec.namespace)?;
+            // From now on nobody opens it, whatever comes between.
+            owner
+                .change(&mut header, |header| header.size = 0)
+                .map_err(|errno| explain(&pool, spec, ReadError::Errno(errno)))?;
             Ok((pool, owner, header, data))
         });
-        let (pool, owner, header, data) = opened?;
+        let (pool, owner, header, data) = taken?;
         let layout = Layout::of(&header);
-        let objects = 0..layout.objects(header.size);
+        let objects = 0..layout.objects(header.reach);
         remove_objects(&Arc::new(data), &layout, objects, &reactor()?, &|| owner.renew())
-            .and_then(|()| pool.operate(&object(&spec.name), |op| op.remove()))
+            .and_then(|()| owner.remove_header())
             .map_err(|errno| explain(&pool, spec, ReadError::Errno(errno)))
     }
 }
 
-/// Makes a volume shorter that nobody has.
+/// Gives a volume that nobody has a size, and removes what is beyond it.
 fn cut(
     cluster: &Arc<Cluster>,
     pool: &Arc<Pool>,
     spec: &VolumeSpec,
     size: u64,
+    force: bool,
 ) -> Result<VolumeInfo, OpenError> {
-    let (owner, mut header) = Owner::take(pool, spec)?;
+    let (owner, mut header) = Owner::take(pool, spec, Purpose::Resize { force })?;
     let failed = |errno| explain(pool, spec, ReadError::Errno(errno));
     let data = Pool::open(cluster, header.data_pool_name(&spec.pool), &spec.namespace)?;
-    let (layout, before) = (Layout::of(&header), header.size);
-    // First what the volume is, so that it never has blocks that are gone.
-    header.update(pool, &spec.name, |header| header.size = size.min(before)).map_err(failed)?;
-    let kept = layout.objects(size);
-    if !size.is_multiple_of(layout.object_size()) {
+    // First what the volume is, so that it never has blocks that are gone; `reach` tells whoever comes after an interruption.
+    owner.change(&mut header, |header| header.size = size.min(header.size)).map_err(failed)?;
+    let (layout, end) = (Layout::of(&header), header.size);
+    let kept = layout.objects(end);
+    if !end.is_multiple_of(layout.object_size()) {
         let last = layout.name(kept - 1);
         let truncated = data.operate(&last, |op| {
             op.assert_exists();
-            op.truncate(size % layout.object_size());
+            op.truncate(end % layout.object_size());
         });
         match truncated {
             Ok(()) | Err(Errno(libc::ENOENT)) => {}
             Err(errno) => return Err(failed(errno)),
         }
     }
-    remove_objects(&Arc::new(data), &layout, kept..layout.objects(before), &reactor()?, &|| owner.renew())
-        .map_err(failed)?;
+    let objects = kept..layout.objects(header.reach);
+    remove_objects(&Arc::new(data), &layout, objects, &reactor()?, &|| owner.renew()).map_err(failed)?;
+    owner.change(&mut header, |header| (header.size, header.reach) = (size, size)).map_err(failed)?;
     owner.give_back().map_err(failed)?;
-    header.owner.clear();
     Ok(VolumeInfo { generation: header.generation + 1, ..info(pool, spec, &header) })
 }
 
@@ -193,7 +208,7 @@ fn timed<R: Send + 'static>(
 ) -> Result<R, OpenError> {
     let time = cluster.options().timeout + PATIENCE;
     let done = in_time(time, (cluster.clone(), spec.clone()), move |(cluster, spec)| work(cluster, spec));
-    done.map_or_else(|| Err(super::too_slow(cluster, spec)), |(_, done)| done)
+    done.map_or_else(|| Err(super::too_slow(spec, time)), |(_, done)| done)
 }
 
 fn check_size(size: u64) -> Result<(), OpenError> {
