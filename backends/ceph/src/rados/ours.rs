@@ -45,10 +45,15 @@ pub(super) fn address(name: &str) -> &str {
     name.split(' ').next().unwrap_or_default()
 }
 
+/// The same without the protocol, which does not tell clients apart.
+pub(super) fn bare(address: &str) -> &str {
+    address.strip_prefix("v1:").or_else(|| address.strip_prefix("v2:")).unwrap_or(address)
+}
+
 /// Before the header says so.
 pub(super) fn begin(cluster: &Arc<Cluster>, name: &str) {
     let (mut ours, cluster) = (ours(), Arc::downgrade(cluster));
-    let address = address(name);
+    let address = bare(address(name));
     if !ours.addresses.iter().any(|(other, of)| other == address && of.ptr_eq(&cluster)) {
         ours.addresses.push((address.to_owned(), cluster.clone()));
     }
@@ -67,11 +72,24 @@ pub(super) fn end(name: &str) {
 
 pub(super) fn relation(cluster: &Arc<Cluster>, name: &str) -> Relation {
     let (ours, cluster) = (ours(), Arc::downgrade(cluster));
-    let address = address(name);
+    let address = bare(address(name));
     match ours.owners.iter().find(|owner| owner.name == name) {
         Some(owner) if owner.open => Relation::Open,
         Some(owner) if owner.cluster.ptr_eq(&cluster) => Relation::Left,
         _ if ours.addresses.iter().any(|(other, _)| other == address) => Relation::Living,
         _ => Relation::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_of_clients() {
+        for name in ["1.2.3.4:0/5 abc", "v1:1.2.3.4:0/5 abc", "v2:1.2.3.4:0/5"] {
+            assert_eq!(bare(address(name)), "1.2.3.4:0/5");
+        }
+        assert_eq!(address(" x"), "");
     }
 }

@@ -236,7 +236,15 @@ impl Owner {
         let address = ours::address(before);
         if !is_client(address) {
             let why = ReadError::Malformed("its owner is no address of a client");
-            return Err(explain(&self.pool, spec, why));
+            let mut error = explain(&self.pool, spec, why);
+            let namespace = if spec.namespace.is_empty() { "" } else { " -N " };
+            error.remedy = format!(
+                "if nobody has it open: rados -p {}{namespace}{} setxattr {} {OWNER} ''",
+                spec.pool,
+                spec.namespace,
+                object(&spec.name)
+            );
+            return Err(error);
         }
         match ours::relation(self.pool.cluster(), before) {
             Relation::None => {}
@@ -428,8 +436,7 @@ impl Owner {
 
 /// Whether that is one client's address, as Ceph prints it, and no whole machine's: `1.2.3.4:0/567`, `v1:[::1]:0/567`.
 fn is_client(address: &str) -> bool {
-    let bare = address.strip_prefix("v1:").or_else(|| address.strip_prefix("v2:")).unwrap_or(address);
-    bare.rsplit_once('/').is_some_and(|(socket, nonce)| {
+    ours::bare(address).rsplit_once('/').is_some_and(|(socket, nonce)| {
         socket.parse::<SocketAddr>().is_ok()
             && nonce.bytes().all(|byte| byte.is_ascii_digit())
             && nonce.parse::<u32>().is_ok_and(|nonce| nonce != 0)

@@ -186,6 +186,8 @@ fn an_owner_that_did_not_give_it_back_is_locked_out_for_good() {
         assert!(error.message.contains("no address of a client"), "{owner:?}: {error}");
     }
     assert!(!blocklist().contains("10.9.8."));
+    set_owner(&spec, ""); // the remedy
+    drop(Open::new(&cluster, &options(&spec)));
     set_owner(&spec, "10.9.8.7:0/77 dead");
     for refused in [
         Volume::remove(&cluster, &spec, false).unwrap_err(),
@@ -315,24 +317,31 @@ fn what_an_interrupted_shrink_left_does_not_come_back() {
 }
 
 #[test]
-fn a_reader_of_a_volume_that_was_made_anew_gets_nothing_of_it() {
+fn a_volume_that_is_gone_is_not_served_any_more() {
     if !bed().is_there() {
         return;
     }
     let cluster = bed().connection();
-    let spec = volume("rbd", &name("volume"), &create(8 * MIB));
-    let reader = Open::new(&cluster, &RadosOptions { read_only: true, ..options(&spec) });
-    assert_eq!(reader.read(0), 0);
-    Volume::remove(&cluster, &spec, false).expect("removed");
-    Volume::create(&cluster, &spec, &create(16 * MIB)).expect("another");
-    let failed = || reader.reactor.block_on(read(&*reader.channel, BLOCK, 0, 1)).err();
-    let mut error = None;
-    eventually("fenced", || {
-        error = failed();
-        error.is_some()
-    });
-    assert_eq!(error.expect("an error").kind(), ErrorKind::Unreachable);
-    assert_eq!(reader.device.info().size(), 8 * MIB);
+    let [anew, gone] = [(); 2].map(|()| volume("rbd", &name("volume"), &create(8 * MIB)));
+    let reader = Open::new(&cluster, &RadosOptions { read_only: true, ..options(&anew) });
+    let writer = Open::new(&cluster, &options(&gone));
+    assert_eq!((reader.read(0), writer.read(0)), (0, 0));
+    Volume::remove(&cluster, &anew, false).expect("removed");
+    Volume::create(&cluster, &anew, &create(16 * MIB)).expect("another");
+    let object = format!("quarry_volume.{}", gone.name);
+    bed().daemons().ok("rados", ["-p", "rbd", "rm", &object]).expect("rados rm");
+    for disk in [&reader, &writer] {
+        let mut error = None;
+        eventually("fenced", || {
+            error = disk.reactor.block_on(read(&*disk.channel, BLOCK, 0, 1)).err();
+            error.is_some()
+        });
+        assert_eq!(error.expect("an error").kind(), ErrorKind::Unreachable);
+        assert_eq!(disk.device.info().size(), 8 * MIB);
+    }
+    drop(writer);
+    let all = bed().daemons().ok("rados", ["-p", "rbd", "ls"]).expect("rados ls");
+    assert!(!all.lines().any(|name| name == object), "a renewal has made an object");
 }
 
 #[test]
