@@ -369,6 +369,10 @@ mod tests {
         let options = info.expect("good").cluster.options(&sink).expect("options");
         assert_eq!((options.conf, options.timeout.as_secs()), ("/c".into(), 5));
         assert_eq!(options.options["ms_type"], "x");
+        let remove = parsed(&["rm", "a/b", "--force"]).expect("good");
+        assert!(matches!(remove.command, Command::Remove { force: true, .. }));
+        let resize = parsed(&["resize", "a/b", "--size", "1G", "--shrink"]).expect("good");
+        assert!(matches!(resize.command, Command::Resize { shrink: true, force: false, .. }));
         for bad in [
             &["create", "fast/vm-1"][..],
             &["create", "fast/vm-1", "--size", "1000"],
