@@ -56,9 +56,6 @@ pub const RESERVED_OPTIONS: &[(&str, &str)] = &[
     ("keyring", "`keyring` sets it"),
 ];
 
-/// For how long a client is locked out that did not give back what it had: 10 years.
-pub(crate) const BLOCKLISTED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
 /// A connection.
 pub struct Cluster {
     rados: &'static Rados,
@@ -167,10 +164,6 @@ impl Cluster {
         made.set("rbd_cache", "false")?;
         // Without a change of threads on the way out: calls do not wait (no limit in the objecter, below).
         made.set("rbd_non_blocking_aio", "false")?;
-        // An hour, as monitors have it, is less than a machine can be asleep; its writes would come late then.
-        if made.option("rbd_blocklist_expire_seconds").is_some_and(|chosen| chosen == "0") {
-            made.set("rbd_blocklist_expire_seconds", &BLOCKLISTED.as_secs().to_string())?;
-        }
         // On few CPUs more threads only take them from each other. What somebody has chosen stays.
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         for (threads, usual, few) in
