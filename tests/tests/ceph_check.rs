@@ -195,7 +195,7 @@ fn mistakes_on_a_cluster_are_told() {
         DISK,
         &[
             "error: devices.disk.pool: client.monitor-only may not use the image `vm-1`",
-            "ceph auth caps client.monitor-only mon 'profile rbd'",
+            "add mon 'profile rbd'",
         ],
     );
     cluster.stop().expect("the cluster ends");
