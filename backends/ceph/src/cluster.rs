@@ -458,6 +458,16 @@ pub(crate) fn denied(cluster: &Cluster, pool: &str, what: &str) -> OpenError {
     )
 }
 
+/// What to look at when the OSDs of a pool do not answer. Those of Ceph 18 refuse the connection of a user without any
+/// capabilities for OSDs, and the library tries again for ever; those of 16 answer EPERM.
+pub(crate) fn unanswered(cluster: &Cluster, pool: &str) -> String {
+    let user = cluster.user();
+    format!(
+        "look whether the OSDs of the pool `{pool}` are up: ceph -s; ceph osd df; and whether {user} has capabilities for \
+         OSDs, without any it gets no answer: ceph auth get {user}"
+    )
+}
+
 /// Connections that devices share, by the clusters' options.
 #[derive(Default)]
 pub struct Connections(Mutex<HashMap<ClusterOptions, Arc<Shared>>>);

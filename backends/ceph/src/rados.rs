@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use block::{Abilities, Channel, Device, Error, Info, Listener, Reactor};
 
-use crate::cluster::{Cluster, Pool, denied};
+use crate::cluster::{Cluster, Pool, denied, unanswered};
 use crate::error::{OpenError, OpenErrorKind as Kind};
 use crate::ffi::Errno;
 use crate::patience::in_time;
@@ -70,7 +70,7 @@ impl RadosDevice {
         let time = cluster.options().timeout + if options.read_only { Default::default() } else { PATIENCE };
         let work = (cluster.clone(), options.clone());
         let opened = in_time(time, work, |(cluster, options)| open(cluster, options));
-        opened.map_or_else(|| Err(too_slow(&options.volume, time)), |(_, opened)| opened)
+        opened.map_or_else(|| Err(too_slow(cluster, &options.volume, time)), |(_, opened)| opened)
     }
 }
 
@@ -150,12 +150,12 @@ fn check_there(spec: &VolumeSpec, header: &Header) -> Result<(), OpenError> {
     ))
 }
 
-fn too_slow(spec: &VolumeSpec, waited: Duration) -> OpenError {
+fn too_slow(cluster: &Cluster, spec: &VolumeSpec, waited: Duration) -> OpenError {
     let seconds = waited.as_secs();
     OpenError::new(
         Kind::Timeout,
         format!("the cluster answers, but not about {spec} for {seconds} s"),
-        format!("look whether the OSDs of the pool `{}` are up: ceph -s; ceph osd df", spec.pool),
+        unanswered(cluster, &spec.pool),
     )
 }
 
@@ -187,7 +187,7 @@ fn explain(pool: &Pool, spec: &VolumeSpec, error: ReadError) -> OpenError {
         }
         ReadError::Errno(Errno(libc::ETIMEDOUT)) => {
             let options = pool.cluster().options();
-            too_slow(spec, options.io_timeout.unwrap_or(options.timeout))
+            too_slow(pool.cluster(), spec, options.io_timeout.unwrap_or(options.timeout))
         }
         ReadError::Errno(Errno(libc::EBUSY)) => OpenError::new(
             Kind::InUse,

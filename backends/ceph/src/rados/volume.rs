@@ -208,7 +208,7 @@ fn timed<R: Send + 'static>(
 ) -> Result<R, OpenError> {
     let time = cluster.options().timeout + PATIENCE;
     let done = in_time(time, (cluster.clone(), spec.clone()), move |(cluster, spec)| work(cluster, spec));
-    done.map_or_else(|| Err(super::too_slow(spec, time)), |(_, done)| done)
+    done.map_or_else(|| Err(super::too_slow(cluster, spec, time)), |(_, done)| done)
 }
 
 fn check_size(size: u64) -> Result<(), OpenError> {

@@ -285,3 +285,23 @@ fn librbd_never_sees_a_guests_memory() {
     stall(false);
     assert!(disk.read(8, 1) == [2; 512], "what is written is what was there when it was submitted");
 }
+
+#[test]
+fn stripes_as_small_as_blocks_are_not_compared() {
+    if !bed().is_there() {
+        return;
+    }
+    for (unit, compares) in [("512", false), ("1024", true)] {
+        let striped = ["--stripe-unit", unit, "--stripe-count", "2", "--image-feature", "layering"];
+        let disk = Open::new(&RbdOptions::new("rbd", rbd_image("16M", &striped)));
+        let offers = disk.device.info().abilities.contains(Abilities::COMPARE_AND_WRITE);
+        assert_eq!(offers, compares, "{unit}");
+        // librbd would abort the process.
+        let mut other = [0; 512];
+        other[511] = 1;
+        let compared = disk.reactor.block_on(compare_and_write(&*disk.channel, BLOCK, 1, &other, &[2; 512]));
+        let expected = if compares { ErrorKind::CompareMismatch } else { ErrorKind::Unsupported };
+        assert_eq!(compared.expect_err("it is zero").kind(), expected, "{unit}");
+        assert!(disk.read(1, 1) == [0; 512]);
+    }
+}
