@@ -92,7 +92,9 @@ pub trait Channel {
     ///
     /// Dropping the future cancels the `Io` as far as it can be cancelled. Whatever goes on even then (in the
     /// kernel, in a library) and can touch memory or change what is on the medium holds the `Io`'s guard until it is
-    /// over, zeroes and discards too: the submitter learns by it when a cancelled `Io` can no longer do harm.
+    /// over, zeroes and discards too: the submitter learns by it when a cancelled `Io` can no longer do harm. A device
+    /// that cannot tell when that will be does no harm from the start: it uses memory of its own, and has what is
+    /// submitted later to the same blocks wait. Then the guard goes with the future.
     fn submit(&self, io: Io) -> Submission;
 
     /// An `Io` on these blocks follows soon: a channel that copies can have the memory on its way. A hint, with a range

@@ -304,6 +304,22 @@ impl Cluster {
                 ),
                 format!("compare the keyring with `ceph auth get {user}`, or name another user"),
             ),
+            Errno(libc::EIO) => OpenError::new(
+                Kind::Authentication,
+                format!("the keyring is damaged: {keyring}"),
+                format!("write it anew: ceph auth get {user} -o FILE"),
+            )
+            .of_setting("keyring"),
+            Errno(libc::EINVAL) => OpenError::new(
+                Kind::Configuration,
+                format!(
+                    "the monitors in {} have no addresses: {}",
+                    self.options.conf.display(),
+                    self.option("mon_host").unwrap_or_default()
+                ),
+                "correct mon_host, or look whether this machine can resolve the names in it",
+            )
+            .of_setting("conf"),
             Errno(libc::EOPNOTSUPP) => OpenError::new(
                 Kind::Authentication,
                 "the cluster and this client have no way to authenticate in common",

@@ -5,6 +5,9 @@
 //! that nothing happened, at most [`LONGEST`]. What a sleep costs depends on the machine (1 to 2 us of CPU where
 //! timers are cheap, 20 us in a virtual machine in which setting one leaves the guest), so it is measured, and an idle
 //! guest's sleeps get longer where they would take more than [`RATE`] of a core.
+//!
+//! What other threads do, a library for a cluster, takes longer than any of that: it is slept for at once, if its guest is
+//! busy, or has proved to wait for it.
 
 use std::time::{Duration, Instant};
 
@@ -415,6 +418,57 @@ mod tests {
         // What comes sooner than a sleep would end is spun for.
         let (_, waits) = with_io(20, 100, 40);
         assert!(waits.iter().all(|wait| matches!(wait, Wait::Spin | Wait::Yield)), "{waits:?}");
+    }
+
+    /// The first wait that is no spin, and how long after the last work it comes.
+    fn first_wait(machine: &mut Machine) -> (Wait, Duration) {
+        machine.idle.worked(false, Ring::Heard);
+        let begin = machine.at;
+        loop {
+            let wait = machine.wait(Mode::Adaptive, true);
+            if wait != Wait::Spin {
+                return (wait, machine.at - begin);
+            }
+            machine.at += Duration::from_nanos(50);
+        }
+    }
+
+    #[test]
+    fn what_other_threads_do_for_a_busy_guest_is_slept_for_at_once() {
+        for price in [1, 20] {
+            let mut machine = Machine::new(Duration::from_micros(price));
+            machine.rest(Duration::from_secs(1));
+            machine.pending = Pending::ThreadsForMany;
+            let (wait, after) = first_wait(&mut machine);
+            assert_eq!(wait, Wait::Sleep(LAST_RESORT), "{price} us");
+            assert!(after < HARD_SPIN, "{after:?}");
+            // A guest that had nothing else to wait for was hit by it.
+            machine.at += Duration::from_millis(1);
+            machine.idle.slept(machine.start + machine.at);
+            machine.idle.worked(true, Ring::Alone);
+            assert_ne!(first_wait(&mut machine).0, Wait::Sleep(LAST_RESORT), "{price} us");
+        }
+    }
+
+    #[test]
+    fn what_other_threads_do_for_few_is_slept_for_when_it_has_proved_to_take_long() {
+        // Where timers are dear: at first it is looked for as the kernel's is; then there is one sleep, at once.
+        let (mut machine, _) = with_io(20, 100, 300);
+        machine.pending = Pending::Threads;
+        let (wait, after) = first_wait(&mut machine);
+        assert_eq!(wait, Wait::Sleep(LAST_RESORT));
+        assert!(after < HARD_SPIN, "{after:?}");
+        let mut unproved = Machine::new(Duration::from_micros(20));
+        unproved.rest(Duration::from_secs(1));
+        unproved.pending = Pending::Threads;
+        assert_eq!(first_wait(&mut unproved).0, Wait::Yield);
+        // Elsewhere by short sleeps, in which doorbells are heard; nobody spins for so long.
+        let mut cheap = Machine::new(Duration::from_micros(1));
+        cheap.rest(Duration::from_secs(1));
+        cheap.pending = Pending::Threads;
+        let (wait, after) = first_wait(&mut cheap);
+        assert_eq!(wait, Wait::Sleep(SHORTEST));
+        assert!((HARD_SPIN..SPIN).contains(&after), "{after:?}");
     }
 
     #[test]

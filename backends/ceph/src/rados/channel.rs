@@ -73,7 +73,7 @@ async fn in_pieces(shared: Rc<Shared<Disk>>, io: Io, (mut at, end): (u64, u64)) 
     let piece = shared.resources.target.layout.object_size() * OBJECTS_AT_ONCE;
     while at < end {
         // Whole objects, but for the first piece and the last.
-        let next = ((at / piece + 1) * piece).min(end);
+        let next = (at / piece + 1).saturating_mul(piece).min(end);
         let part = Io::new(io.op, 0, 0, Vec::new(), io.guard().cloned(), io.tag());
         let calls = calls(&shared.resources.target, What::Zero, (at, next));
         let completed = Request::new(shared.clone(), part, (at, next), calls).run().await;

@@ -81,7 +81,7 @@ async fn in_pieces(shared: Rc<Shared<Image>>, io: Io, (mut at, end): (u64, u64))
     let flags = if io.flags.contains(Flags::MAY_UNMAP) { 0 } else { THICK_PROVISION };
     while at < end {
         // Whole objects, but for the first piece and the last.
-        let next = ((at / piece + 1) * piece).min(end);
+        let next = (at / piece + 1).saturating_mul(piece).min(end);
         let call = match io.op {
             Op::Discard => Call::Discard { at, len: next - at },
             _ => Call::WriteZeroes { at, len: next - at, flags },

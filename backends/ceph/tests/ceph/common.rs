@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use block_ceph::{Cluster, ClusterOptions, CreateOptions, Volume, VolumeSpec};
 use ceph_cluster::{Cluster as Daemons, Store};
@@ -44,8 +45,30 @@ pub fn bed() -> &'static TestBed {
     static BED: OnceLock<TestBed> = OnceLock::new();
     BED.get_or_init(|| {
         let missing = Daemons::program_is_missing().is_some();
-        TestBed((!missing).then(|| Daemons::builder().store(Store::Memory).start().expect("a cluster")))
+        let daemons = (!missing).then(|| Daemons::builder().store(Store::Memory).start().expect("a cluster"));
+        if daemons.is_some() {
+            // SAFETY: the function does not unwind, and uses nothing that is gone at the end of the process.
+            unsafe { libc::atexit(clean_up) };
+        }
+        TestBed(daemons)
     })
+}
+
+/// Its data go with the process; its daemons do so by themselves.
+extern "C" fn clean_up() {
+    if let Some(daemons) = &bed().0 {
+        let _ = std::fs::remove_dir_all(daemons.directory());
+    }
+}
+
+/// Waits for something that the cluster tells in its own time.
+#[track_caller]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(120), "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A name that nothing else of this process has.

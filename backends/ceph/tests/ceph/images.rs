@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
-use crate::common::{bed, rbd_image};
+use crate::common::{bed, eventually, rbd_image};
 use block::testing::{Buffer, Rng, compare_and_write, plain, read, run, write};
 use block::{Abilities, Channel, Device, ErrorKind, Flags, Op, Reactor};
 use block_ceph::{Cluster, ClusterOptions, Lock, OpenErrorKind, RbdDevice, RbdOptions};
@@ -52,15 +51,6 @@ fn export(image: &str) -> Vec<u8> {
         .ok("rbd", ["export", "--no-progress", image, &path.display().to_string()])
         .expect("export");
     std::fs::read(path).unwrap()
-}
-
-/// Waits for something that the cluster tells in its own time.
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(120), "never: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

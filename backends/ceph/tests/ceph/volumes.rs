@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::common::{bed, name, volume};
+use crate::common::{bed, eventually, name, volume};
 use block::testing::{compare_and_write, plain, read, run, write};
 use block::{Channel, Device, ErrorKind, Op, Reactor};
 use block_ceph::{
@@ -52,14 +52,6 @@ impl Open {
 fn objects(pool: &str, id: &str) -> usize {
     let all = bed().daemons().ok("rados", ["-p", pool, "ls"]).expect("rados ls");
     all.lines().filter(|name| name.starts_with(&format!("quarry_data.{id}."))).count()
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(120), "never: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
