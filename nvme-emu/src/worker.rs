@@ -106,6 +106,12 @@ impl Worker {
         self.engine.started()
     }
 
+    /// Commands that were in flight before the last turn, also those that it completed: what the guest had under way when it
+    /// rang for what the turn started.
+    pub fn before(&self) -> usize {
+        self.engine.before()
+    }
+
     /// How much the last turn did, in commands and pages of data.
     pub fn work(&self) -> u32 {
         self.engine.work()

@@ -42,11 +42,13 @@ pub(super) struct Share {
     pub(super) work: u32,
     /// Commands that it started.
     started: u32,
+    /// Commands that were in flight before it.
+    before: usize,
 }
 
 impl Share {
-    fn new() -> Self {
-        Self { commands: COMMANDS, bytes: BYTES, pending: 1, work: 0, started: 0 }
+    fn new(before: usize) -> Self {
+        Self { commands: COMMANDS, bytes: BYTES, pending: 1, work: 0, started: 0, before }
     }
 
     /// A command was started.
@@ -84,7 +86,7 @@ impl Engine {
     pub(crate) fn turn(&mut self, running: bool, bus_master: bool) -> bool {
         self.set_bus_master(bus_master);
         self.clock = TurnClock::default();
-        self.share = Share::new();
+        self.share = Share::new(self.slots.in_flight());
         let mut busy = self.poll_woken() | self.start_throttled();
         // The kernel begins with none of a turn's commands before it has all, and a disk waits meanwhile: so it gets no more of
         // them than it has, or twice what it was just given: 1, 2, 4, ... of a batch.
@@ -104,6 +106,11 @@ impl Engine {
     /// Commands that the last turn started.
     pub(crate) fn started(&self) -> u32 {
         self.share.started
+    }
+
+    /// Commands that were in flight before the last turn: also those that it completed.
+    pub(crate) fn before(&self) -> usize {
+        self.share.before
     }
 
     /// How much the last turn did, in commands and pages.

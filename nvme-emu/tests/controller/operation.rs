@@ -274,6 +274,24 @@ fn one_command_for_the_kernel_is_not_much_work() {
     assert_eq!((rig.workers[0].started(), rig.workers[0].work()), (1, 1), "the kernel moves its data");
 }
 
+/// A reactor that slept judges by that whether the guest waited for somebody to look.
+#[test]
+fn commands_that_a_turn_completes_were_under_way_before_it() {
+    let disk = FaultDevice::new(Arc::new(MemoryDevice::new(1 << 20).unwrap()));
+    let handle = disk.handle();
+    handle.add(Rule::new(Action::Hold));
+    let mut rig = Rig::new(vec![Arc::new(disk)], ControllerConfig::default());
+    rig.create_queue(1, 64);
+    let read = || nvm(NvmOpcode::READ, 1, 0, 8, DATA);
+    (0..4).for_each(|_| _ = rig.submit(1, read()));
+    rig.turns(3);
+    assert_eq!(rig.workers[0].in_flight(), 4);
+    handle.release_all();
+    rig.submit(1, read());
+    rig.turn();
+    assert_eq!((rig.workers[0].started(), rig.workers[0].in_flight(), rig.workers[0].before()), (1, 1, 4));
+}
+
 #[test]
 fn a_queue_that_was_never_used_is_served_beside_busy_ones() {
     let held = |rule: Option<Rule>, blocks: u32, queues: std::ops::RangeInclusive<u16>| {

@@ -340,13 +340,9 @@ impl Core {
 
     /// Who rang before this turn; `slept`: while nobody looked.
     fn ring(&self, slept: bool) -> Ring {
-        let rang = self.workers().filter(|worker| worker.started() > 0);
-        // What they had under way before.
-        let Some(least) =
-            rang.map(|worker| worker.in_flight().saturating_sub(worker.started() as usize)).min()
-        else {
-            return Ring::Heard;
-        };
+        // Before the turn: what completed at the end of the sleep was under way when they rang.
+        let before = self.workers().filter(|worker| worker.started() > 0).map(Worker::before);
+        let Some(least) = before.min() else { return Ring::Heard };
         match (least, slept) {
             (MANY.., _) => Ring::Busy,
             (_, false) => Ring::Heard,

@@ -182,7 +182,10 @@ fn a_disk_on_a_cluster_that_is_gone_is_let_go_of_in_time() {
     stall(true);
     // Comes back although the cluster does not: the two, one after the other, and their connection.
     drop((image, volume));
-    assert!(block_ceph::left_behind(Duration::ZERO), "the cluster is gone: the connection cannot have been closed");
+    assert!(
+        block_ceph::left_behind(Duration::ZERO),
+        "the cluster is gone: the connection cannot have been closed"
+    );
     stall(false);
     // What was left behind ends with the stall. Ceph's threads must not outlive the process's destructors.
     assert!(!block_ceph::left_behind(Duration::from_secs(240)));
