@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use block::Device;
 use nvme_emu::{Controller, NamespaceConfig, Subsystem};
 
+use crate::ceph::preemption::Courtesy;
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
 use crate::config::model::{ControllerConfig, Doorbells, Socket, SubsystemConfig, SubsystemRef, Threads};
@@ -63,6 +64,8 @@ pub struct Server {
     patience: flush::Patience,
     control: Arc<Control>,
     control_socket: Option<control::serve::Endpoint>,
+    /// For devices on clusters.
+    courtesy: Option<Courtesy>,
 }
 
 /// A subsystem and the names of its namespaces, for the log.
@@ -140,7 +143,8 @@ impl Server {
             started: Instant::now(),
         });
         let patience = crate::ceph::patience(config);
-        Ok(Self { endpoints, reactors, devices, patience, control, control_socket })
+        let courtesy = if patience.devices.is_empty() { None } else { Courtesy::start() };
+        Ok(Self { endpoints, reactors, devices, patience, control, control_socket, courtesy })
     }
 
     /// What can be looked at and changed while it runs. To be let go of before the server ends: it holds the reactors.
@@ -155,7 +159,7 @@ impl Server {
 
     /// Serves until `shutdown` resolves; then lets go of clients, flushes every device and removes the sockets.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { endpoints, reactors, devices, patience, control, control_socket } = self;
+        let Self { endpoints, reactors, devices, patience, control, control_socket, courtesy } = self;
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let mut tasks = tokio::task::JoinSet::new();
         for endpoint in endpoints {
@@ -212,7 +216,7 @@ impl Server {
         let unflushed = tokio::task::spawn_blocking(move || {
             // All before one is waited for: each may wait for a while for what nobody answers.
             reactors.iter().for_each(ReactorThread::stop);
-            drop(reactors);
+            drop((reactors, courtesy));
             flush::and_close(devices, &patience)
         })
         .await?;

@@ -3,6 +3,7 @@
 //! Each takes tens of milliseconds and more, waiting for the network: all are opened side by side, over
 //! [connections](Connections) that they share. A cluster that does not answer fails once, not for each of its devices.
 
+pub mod preemption;
 pub mod probe;
 mod side_by_side;
 

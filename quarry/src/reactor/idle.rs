@@ -32,6 +32,10 @@ const LAST_RESORT: Duration = Duration::from_millis(5);
 const TURNS_BEFORE_CLOCK: u32 = 64;
 /// Turns without work after which a reactor that polls offers its CPU to others, each time: some 20 us.
 const TURNS_BEFORE_YIELD: u32 = 512;
+/// A turn of the others that takes longer goes to somebody who does not let go of the CPU (the kernel gives him milliseconds)...
+const SELFISH: Duration = Duration::from_micros(500);
+/// ...so for so long nothing is offered: a thread that runs little gets the CPU when it wakes, one that yields does not.
+const NO_OFFERS: Duration = Duration::from_secs(1);
 /// The price of each so manieth sleep is measured.
 const MEASURED: u32 = 8;
 /// CPU time that sleeping may take: one part in so many of the time that passes (1.6 %).
@@ -104,6 +108,8 @@ pub struct Idle {
     /// When `allowance` was filled last.
     filled: Option<Instant>,
     sleeps: u32,
+    /// Until then others are not offered the CPU.
+    no_offers: Option<Instant>,
     /// The CPU clock before the last sleep, if its price is being measured.
     marked: Option<Duration>,
 }
@@ -123,6 +129,7 @@ impl Idle {
             allowance: SAVED,
             filled: None,
             sleeps: 0,
+            no_offers: None,
             marked: None,
         }
     }
@@ -185,7 +192,11 @@ impl Idle {
         self.turns = self.turns.wrapping_add(1);
         if mode == Mode::Poll {
             // Threads of the kernel that have to run on this CPU would wait for a tick: 4 ms for who waits for them.
-            return if self.turns.is_multiple_of(TURNS_BEFORE_YIELD) { Wait::Yield } else { Wait::Spin };
+            return if self.turns.is_multiple_of(TURNS_BEFORE_YIELD) {
+                self.offer(now())
+            } else {
+                Wait::Spin
+            };
         }
         if self.turns < TURNS_BEFORE_CLOCK && self.since.is_none() {
             return Wait::Spin;
@@ -221,7 +232,7 @@ impl Idle {
         // What other threads do takes longer than that in any case.
         let is_near = !matches!(pending, Pending::Threads | Pending::ThreadsForMany) || self.price >= DEAR;
         if idle < SPIN && is_near {
-            return Wait::Yield;
+            return self.offer(now);
         }
         if !watched {
             return Wait::UntilWoken;
@@ -231,6 +242,25 @@ impl Idle {
             return Wait::Sleep(LAST_RESORT);
         }
         Wait::Sleep(self.pause(idle, now, cpu))
+    }
+
+    /// Others had their turn.
+    pub fn yielded(&mut self, before: Instant, now: Instant) {
+        if now.saturating_duration_since(before) > SELFISH {
+            self.no_offers = Some(now + NO_OFFERS);
+        }
+    }
+
+    /// The CPU to others, unless that has proved to take long.
+    fn offer(&mut self, now: Instant) -> Wait {
+        match self.no_offers {
+            Some(until) if now < until => Wait::Spin,
+            Some(_) => {
+                self.no_offers = None;
+                Wait::Yield
+            }
+            None => Wait::Yield,
+        }
     }
 
     fn pause(&mut self, idle: Duration, now: Instant, cpu: impl FnOnce() -> Duration) -> Duration {
@@ -590,6 +620,36 @@ mod tests {
             }
         }
         assert_eq!(machine.idle.price(), price);
+    }
+
+    #[test]
+    fn who_does_not_give_the_cpu_back_is_not_offered_it_again_soon() {
+        for mode in [Mode::Adaptive, Mode::Poll] {
+            let mut machine = Machine::new(Duration::from_micros(1));
+            // The first yield of an idle time that begins now.
+            let mut yields = |machine: &mut Machine| {
+                machine.idle.worked(false, Ring::Heard);
+                for _ in 0..2 * TURNS_BEFORE_YIELD {
+                    machine.at += Duration::from_nanos(50);
+                    if machine.wait(mode, true) == Wait::Yield {
+                        return true;
+                    }
+                }
+                false
+            };
+            assert!(yields(&mut machine), "{mode:?}");
+            let mut took = |machine: &mut Machine, time: Duration| {
+                let before = machine.start + machine.at;
+                machine.at += time;
+                machine.idle.yielded(before, machine.start + machine.at);
+            };
+            took(&mut machine, Duration::from_micros(100));
+            assert!(yields(&mut machine), "{mode:?}");
+            took(&mut machine, Duration::from_millis(3));
+            assert!(!yields(&mut machine), "{mode:?}");
+            machine.at += NO_OFFERS;
+            assert!(yields(&mut machine), "{mode:?}");
+        }
     }
 
     #[test]

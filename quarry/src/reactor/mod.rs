@@ -309,7 +309,11 @@ impl Core {
             let pending = || self.pending();
             match idle.wait(shared.mode(), watched, pending, Instant::now, cpu_time) {
                 Wait::Spin => std::hint::spin_loop(),
-                Wait::Yield => std::thread::yield_now(),
+                Wait::Yield => {
+                    let before = Instant::now();
+                    std::thread::yield_now();
+                    idle.yielded(before, Instant::now());
+                }
                 Wait::Sleep(time) => self.sleep(time, &mut idle, shared),
                 // It has something to do; should it be nothing that comes to an end, others have the CPU too.
                 Wait::UntilWoken if self.arm() => std::thread::yield_now(),
