@@ -173,6 +173,10 @@ impl Cluster {
                 made.set(threads, "1")?;
             }
         }
+        // What comes in one segment is read at once: answers to small reads with their headers.
+        if made.option("ms_tcp_prefetch_max_size").is_some_and(|chosen| chosen == "4096") {
+            made.set("ms_tcp_prefetch_max_size", "16384")?;
+        }
         for (option, value) in &options.options {
             made.set(option, value)?;
         }

@@ -81,9 +81,12 @@ pub(crate) fn let_end(what: &str, time: Duration, work: impl FnOnce() + Send + '
         work();
         drop(done);
     });
+    if let Err(error) = spawned {
+        return tracing::warn!(%error, "no thread for the end of {what}: left behind");
+    }
     let left = CONNECTIONS.state().end_by.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let time = left.map_or(time, |left| time.min(left));
-    if spawned.is_err() || ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
+    if ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
         tracing::warn!(
             seconds = time.as_secs(),
             "{what} does not come to an end: the cluster does not answer; left behind"

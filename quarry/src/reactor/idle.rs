@@ -627,7 +627,7 @@ mod tests {
         for mode in [Mode::Adaptive, Mode::Poll] {
             let mut machine = Machine::new(Duration::from_micros(1));
             // The first yield of an idle time that begins now.
-            let mut yields = |machine: &mut Machine| {
+            let yields = |machine: &mut Machine| {
                 machine.idle.worked(false, Ring::Heard);
                 for _ in 0..2 * TURNS_BEFORE_YIELD {
                     machine.at += Duration::from_nanos(50);
@@ -638,7 +638,7 @@ mod tests {
                 false
             };
             assert!(yields(&mut machine), "{mode:?}");
-            let mut took = |machine: &mut Machine, time: Duration| {
+            let took = |machine: &mut Machine, time: Duration| {
                 let before = machine.start + machine.at;
                 machine.at += time;
                 machine.idle.yielded(before, machine.start + machine.at);

@@ -49,8 +49,6 @@ pub enum Placement {
     Alone,
     /// Where the server puts it that is not told.
     Anywhere,
-    /// The same, and doorbells come as messages.
-    AnywhereTrapped,
 }
 
 /// `mode = "poll"` if the server knows it.
@@ -65,14 +63,13 @@ pub fn poll_mode(setting: &Setting) -> Result<Option<&'static str>> {
 }
 
 fn configuration(setting: &Setting, placement: Placement, mode: &str, device: &str, socket: &Path) -> String {
-    let (cpus, doorbells) = match placement {
-        Placement::Alone => (format!("cpus = [{}]\n", setting.machine.server_cpu), ""),
-        Placement::Anywhere => (String::new(), ""),
-        Placement::AnywhereTrapped => (String::new(), "doorbells = \"trapped\"\n"),
+    let cpus = match placement {
+        Placement::Alone => format!("cpus = [{}]\n", setting.machine.server_cpu),
+        Placement::Anywhere => String::new(),
     };
     format!(
         "# Written by `cargo xtask bench`.\n[reactors]\n{cpus}{mode}\n[devices.disk]\n{device}\n\
-         [controllers.disk]\nsocket = {:?}\n{doorbells}namespaces = [{{ device = \"disk\" }}]\n",
+         [controllers.disk]\nsocket = {:?}\nnamespaces = [{{ device = \"disk\" }}]\n",
         socket.display().to_string(),
     )
 }

@@ -21,7 +21,7 @@ use crate::abandoned::Abandoned;
 use crate::budget::Budget;
 use crate::cluster::Pool;
 use crate::error::of_io;
-use crate::ffi::{self, Errno, RadosCompletion, check};
+use crate::ffi::{self, Errno, Rados, RadosCompletion};
 use crate::request::{Request, Target};
 
 /// Removals that are under way at a time.
@@ -245,25 +245,6 @@ impl Disk {
             );
         }
     }
-
-    /// Gives one of librados' calls what is its own, and the ticket to who is called back.
-    fn begin_call(&self, ticket: Ticket, begin: impl FnOnce(RadosCompletion) -> i32) {
-        let rados = self.data.rados();
-        let mut completion: RadosCompletion = null_mut();
-        let argument = ticket.into_raw();
-        // SAFETY: `done` takes the argument back, once.
-        let made = unsafe { (rados.rados_aio_create_completion2)(argument, done, &mut completion) };
-        let called = if made < 0 { made } else { begin(completion) };
-        if made >= 0 {
-            if called >= 0 {
-                return; // `done` releases it
-            }
-            // SAFETY: not begun, so that nobody calls back.
-            unsafe { (rados.rados_aio_release)(completion) };
-        }
-        // SAFETY: nobody else has it.
-        unsafe { Ticket::from_raw(argument) }.complete(called);
-    }
 }
 
 impl Target for Disk {
@@ -308,7 +289,7 @@ impl Target for Disk {
             _ => null_mut(),
         };
         let (at, len) = (u64::from(call.at), call.len as usize);
-        self.begin_call(ticket, |completion| match call.what {
+        begin_call(rados, ticket, |completion| match call.what {
             // SAFETY: of this and all that follow: the pool is open, which the operation holds until `done` was called, with the buffer. Segments
             // are mapped while `io` lives; what is written is read before the call returns.
             What::Read => unsafe { (rados.rados_aio_read)(pool, name, completion, memory.cast(), len, at) },
@@ -350,6 +331,25 @@ impl Target for Disk {
     }
 }
 
+/// Gives one of librados' calls what is its own, and the ticket to who is called back. The result of `begin` is librados': below
+/// zero if the call did not begin.
+fn begin_call(rados: &Rados, ticket: Ticket, begin: impl FnOnce(RadosCompletion) -> i32) {
+    let mut completion: RadosCompletion = null_mut();
+    let argument = ticket.into_raw();
+    // SAFETY: `done` takes the argument back, once.
+    let made = unsafe { (rados.rados_aio_create_completion2)(argument, done, &mut completion) };
+    let called = if made < 0 { made } else { begin(completion) };
+    if made >= 0 {
+        if called >= 0 {
+            return; // `done` releases it
+        }
+        // SAFETY: not begun, so that nobody calls back.
+        unsafe { (rados.rados_aio_release)(completion) };
+    }
+    // SAFETY: nobody else has it.
+    unsafe { Ticket::from_raw(argument) }.complete(called);
+}
+
 /// `rados_callback_t`: on a thread of librados'.
 extern "C" fn done(completion: RadosCompletion, argument: *mut c_void) {
     // It is loaded, since it calls.
@@ -380,32 +380,22 @@ pub(super) fn remove_objects(
         if let Some(object) = next {
             let name = layout.c_name(object);
             running.push_back(reactor.remote(data.clone(), |ticket, data| {
-                let (rados, argument) = (data.rados(), ticket.into_raw());
-                let mut completion: RadosCompletion = null_mut();
+                let (rados, name) = (data.rados(), name.as_ptr().cast::<c_char>());
                 let op = WriteOp::new(rados);
                 op.remove();
-                // SAFETY: `done` takes the argument back, once; the pool is open while the operation holds it.
-                let begun =
-                    check(unsafe { (rados.rados_aio_create_completion2)(argument, done, &mut completion) })
-                        // SAFETY: as above.
-                        .and_then(|_| {
-                            let name = name.as_ptr().cast::<c_char>();
-                            // SAFETY: as above; librados takes the name and what the operation has.
-                            check(unsafe {
-                                (rados.rados_aio_write_op_operate)(
-                                    op.handle(),
-                                    data.handle(),
-                                    completion,
-                                    name,
-                                    null_mut(),
-                                    0,
-                                )
-                            })
-                        });
-                if let Err(Errno(errno)) = begun {
-                    // SAFETY: not begun, so that nobody calls back.
-                    unsafe { Ticket::from_raw(argument) }.complete(-errno);
-                }
+                begin_call(rados, ticket, |completion| {
+                    // SAFETY: the pool is open while the operation holds it; librados takes the name and what `op` has.
+                    unsafe {
+                        (rados.rados_aio_write_op_operate)(
+                            op.handle(),
+                            data.handle(),
+                            completion,
+                            name,
+                            null_mut(),
+                            0,
+                        )
+                    }
+                });
             }));
             continue;
         }

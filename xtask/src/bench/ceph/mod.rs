@@ -7,7 +7,7 @@
 //! is off for both, and Quarry's client sleeps until an interrupt, as a guest does, since the cluster needs all CPUs. What
 //! that client costs is told, but is not the server's: fio has nothing in its place.
 //!
-//! Quarry is measured in the modes `adaptive` (mapped doorbells) and `interrupt` (trapped ones, with shadow doorbells).
+//! Quarry runs as it does by default: mapped doorbells, adaptive reactors.
 //!
 //! CPU time is that of all threads of fio's process from its first I/O to its last, and of all the server's.
 
@@ -19,7 +19,7 @@ use super::{Setting, median};
 use crate::process::{run, say, succeeds};
 use crate::server::Server;
 use crate::setup;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ceph_cluster::Cluster;
 use fio::{Fio, Ran};
 use std::path::Path;
@@ -27,22 +27,9 @@ use std::process::Command;
 
 /// Of each image, of the volume, and of fio's objects.
 const MIB: u32 = 256;
-/// fio's image, in the pool `rbd`.
+/// Images and a volume, in the pool `rbd`.
 const FIOS: &str = "fio";
-
-/// How a reactor waits, and where doorbells go.
-struct Way {
-    /// Of the mode; and of its image and its volume in the pool `rbd`.
-    name: &'static str,
-    placement: Placement,
-    mode: Option<&'static str>,
-}
-
-/// The default; and what costs the least CPU time beside a slow device: the client rings only to wake the server then.
-const WAYS: [Way; 2] = [
-    Way { name: "adaptive", placement: Placement::Anywhere, mode: None },
-    Way { name: "interrupt", placement: Placement::AnywhereTrapped, mode: Some("mode = \"interrupt\"\n") },
-];
+const OURS: &str = "quarry";
 
 /// What is measured: fio's word, bytes of a command, commands in flight.
 const POINTS: [Point; 8] = [
@@ -96,14 +83,10 @@ fn measure(setting: &Setting, cluster: &Cluster, report: &mut Report) -> Result<
     let fio = Fio::new(cluster, &setting.directory);
     cluster.ok("rbd", ["create", &format!("rbd/{FIOS}"), "--size", &format!("{MIB}M")])?;
     fio.fill_image()?;
-    for way in &WAYS {
-        cluster.ok("rbd", ["create", &format!("rbd/{}", way.name), "--size", &format!("{MIB}M")])?;
-    }
+    cluster.ok("rbd", ["create", &format!("rbd/{OURS}"), "--size", &format!("{MIB}M")])?;
     let on_image = |point: &Point| fio.rbd(point, seconds(setting));
     report.add(turns(setting, cluster, &Kind { name: "rbd", key: "image", fio: &on_image, beyond: None })?);
-    for way in &WAYS {
-        create_volume(&setting.quarry, cluster, way)?;
-    }
+    create_volume(&setting.quarry, cluster)?;
     fio.fill_objects()?;
     let on_objects = |point: &Point| fio.rados(point, seconds(setting));
     let kind = Kind { name: "rados", key: "volume", fio: &on_objects, beyond: Some(&on_image) };
@@ -111,9 +94,9 @@ fn measure(setting: &Setting, cluster: &Cluster, report: &mut Report) -> Result<
     Ok(())
 }
 
-fn create_volume(quarry: &Path, cluster: &Cluster, way: &Way) -> Result<()> {
+fn create_volume(quarry: &Path, cluster: &Cluster) -> Result<()> {
     let mut command = cluster.command(quarry);
-    command.args(["volume", "create", &format!("rbd/{}", way.name), "--size", &format!("{MIB}M")]);
+    command.args(["volume", "create", &format!("rbd/{OURS}"), "--size", &format!("{MIB}M")]);
     run(command.arg("--conf").arg(cluster.conf()).arg("--keyring").arg(cluster.keyring()))
 }
 
@@ -132,18 +115,16 @@ struct Kind<'a> {
 }
 
 /// Serves a device of the cluster.
-fn serve(setting: &Setting, cluster: &Cluster, kind: &Kind<'_>, way: &Way) -> Result<Server> {
+fn serve(setting: &Setting, cluster: &Cluster, kind: &Kind<'_>) -> Result<Server> {
     let quoted = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
     let device = format!(
-        "type = \"{}\"\npool = \"rbd\"\n{} = \"{}\"\n[clusters.ceph]\nconf = {}\nkeyring = {}\n",
+        "type = \"{}\"\npool = \"rbd\"\n{} = \"{OURS}\"\n[clusters.ceph]\nconf = {}\nkeyring = {}\n",
         kind.name,
         kind.key,
-        way.name,
         quoted(cluster.conf()),
         quoted(cluster.keyring()),
     );
-    let name = format!("{}-{}", kind.name, way.name);
-    let server = client::serve_on(setting, way.placement, &name, way.mode, &device)?;
+    let server = client::serve_on(setting, Placement::Anywhere, kind.name, None, &device)?;
     client::fill(setting, &server)?;
     Ok(server)
 }
@@ -151,56 +132,42 @@ fn serve(setting: &Setting, cluster: &Cluster, kind: &Kind<'_>, way: &Way) -> Re
 /// The values of one point, run by run.
 #[derive(Default)]
 struct Runs {
-    /// By way.
-    ours: [Vec<Outcome>; WAYS.len()],
+    ours: Vec<Outcome>,
     fios: Vec<Ran>,
     librbd: Vec<f64>,
 }
 
 /// fio and Quarry in turns, figure by figure.
 fn turns(setting: &Setting, cluster: &Cluster, kind: &Kind<'_>) -> Result<Vec<Row>> {
-    let servers: Vec<Server> =
-        WAYS.iter().map(|way| serve(setting, cluster, kind, way)).collect::<Result<_>>()?;
+    let server = serve(setting, cluster, kind)?;
     let mut runs: Vec<Runs> = POINTS.iter().map(|_| Runs::default()).collect();
     for _ in 0..setting.pace.runs {
         for (point, runs) in POINTS.iter().zip(&mut runs) {
-            runs.fios.push(halted(&servers, || (kind.fio)(point))?);
+            runs.fios.push(server.while_halted(|| (kind.fio)(point))?);
             if let Some(beyond) = kind.beyond
                 && *point == BEYOND_LIBRBD.0
             {
-                runs.librbd.push(halted(&servers, || beyond(point))?.iops);
+                runs.librbd.push(server.while_halted(|| beyond(point))?.iops);
             }
-            for (server, ours) in servers.iter().zip(&mut runs.ours) {
-                ours.push(client::run_with_interrupts(setting, server, *point, seconds(setting))?);
-            }
+            runs.ours.push(client::run_with_interrupts(setting, &server, *point, seconds(setting))?);
         }
     }
-    servers.into_iter().try_for_each(Server::stop)?;
-    let mut rows = Vec::new();
-    for (at, way) in WAYS.iter().enumerate() {
-        rows.extend(POINTS.iter().zip(&runs).map(|(point, runs)| row(kind.name, way, point, at, runs)));
-    }
-    Ok(rows)
-}
-
-/// Does something while all servers, one for each way, are halted.
-fn halted<T>(servers: &[Server], work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let [first, second] = servers else { bail!("{} servers", servers.len()) };
-    first.while_halted(|| second.while_halted(work))
+    server.stop()?;
+    Ok(POINTS.iter().zip(&runs).map(|(point, runs)| row(kind.name, point, runs)).collect())
 }
 
 fn seconds(setting: &Setting) -> f64 {
     setting.pace.seconds.max(SHORTEST)
 }
 
-fn row(area: &'static str, way: &Way, point: &Point, at: usize, Runs { ours, fios, librbd }: &Runs) -> Row {
-    let (Point { rw, size, depth, .. }, ours) = (point, &ours[at]);
+fn row(area: &'static str, point: &Point, Runs { ours, fios, librbd }: &Runs) -> Row {
+    let Point { rw, size, depth, .. } = point;
     let is_bandwidth = *size != "4K";
     let bytes =
         median(&ours.iter().map(|outcome| outcome.bytes_per_second / outcome.iops).collect::<Vec<_>>());
     let scale = if is_bandwidth { bytes } else { 1.0 };
     let values = ours.iter().map(|outcome| outcome.iops * scale).collect();
-    let mut row = Row::new(format!("{area} {size} {rw}, {depth}, {}", way.name), is_bandwidth, values);
+    let mut row = Row::new(format!("{area} {size} {rw}, {depth}"), is_bandwidth, values);
     row.latencies(ours);
     // The daemons always take CPUs from client and server.
     row.disturbed = 0.0;
