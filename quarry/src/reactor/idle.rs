@@ -7,7 +7,8 @@
 //! guest's sleeps get longer where they would take more than [`RATE`] of a core.
 //!
 //! What other threads do, a library for a cluster, takes longer than any of that: it is slept for at once, if its guest is
-//! busy, or has proved to wait for it.
+//! busy, or has proved to wait for it. A busy guest that is about to answer a completion is awaited for a moment, if the next
+//! completion may be long in coming.
 
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,10 @@ const NO_OFFERS: Duration = Duration::from_secs(1);
 const MEASURED: u32 = 8;
 /// CPU time that sleeping may take: one part in so many of the time that passes (1.6 %).
 const RATE: u32 = 62;
+/// Where completions come in such intervals, a command that nobody hears until the next one loses little by that.
+const SOON: Duration = Duration::from_micros(250);
+/// So many sleeps with fewer commands under way than usual make one less usual.
+const FEWER: u32 = 16;
 /// CPU time that may be saved up for it: a reactor whose guest was just busy looks more often for a while.
 const SAVED: Duration = Duration::from_millis(5);
 
@@ -82,8 +87,8 @@ pub enum Pending {
     Kernel,
     /// Nothing but what other threads do: a library for a cluster. That takes long enough to sleep for at once.
     Threads,
-    /// The same, and whoever waits for it is busy.
-    ThreadsForMany,
+    /// The same, and whoever waits for it is busy: so many commands are under way.
+    ThreadsForMany(usize),
 }
 
 /// How long nothing has happened, and what waiting costs.
@@ -108,6 +113,11 @@ pub struct Idle {
     /// When `allowance` was filled last.
     filled: Option<Instant>,
     sleeps: u32,
+    /// Until the next completion of what other threads do for busy guests, about.
+    interval: Duration,
+    /// Commands that those have under way as a rule, when they wait: with fewer they are about to send some.
+    usual: usize,
+    fewer: u32,
     /// Until then others are not offered the CPU.
     no_offers: Option<Instant>,
     /// The CPU clock before the last sleep, if its price is being measured.
@@ -129,6 +139,9 @@ impl Idle {
             allowance: SAVED,
             filled: None,
             sleeps: 0,
+            interval: Duration::ZERO,
+            usual: 0,
+            fewer: 0,
             no_offers: None,
             marked: None,
         }
@@ -146,6 +159,9 @@ impl Idle {
         self.since = None;
         let lasted = self.lasted.take();
         let is_late = std::mem::take(&mut self.is_late);
+        if let (Some(Pending::ThreadsForMany(_)), true, Some(lasted)) = (self.long, completed, lasted) {
+            self.interval = (self.interval * 7 + lasted) / 8;
+        }
         // What busy guests do when they like says nothing about when a completion would have come.
         if self.long.take().is_some_and(|pending| pending != Pending::Nothing)
             && (completed || ring != Ring::Busy)
@@ -211,8 +227,12 @@ impl Idle {
             Some(pending) => pending,
             None => match pending() {
                 // A guest that is busy hardly notices if its doorbells are seen when its next command completes.
-                Pending::ThreadsForMany if watched && !self.expectation.is_banned() => {
-                    self.long = Some(Pending::ThreadsForMany);
+                Pending::ThreadsForMany(under_way) if watched && !self.expectation.is_banned() => {
+                    if under_way < self.usual && self.interval > SOON && idle < SPIN {
+                        return if idle < HARD_SPIN { Wait::Spin } else { self.offer(now) };
+                    }
+                    self.get_used_to(under_way);
+                    self.long = Some(Pending::ThreadsForMany(under_way));
                     return Wait::Sleep(LAST_RESORT);
                 }
                 // One that is not, and has proved to wait for its commands.
@@ -230,7 +250,7 @@ impl Idle {
             return Wait::Sleep(LAST_RESORT);
         }
         // What other threads do takes longer than that in any case.
-        let is_near = !matches!(pending, Pending::Threads | Pending::ThreadsForMany) || self.price >= DEAR;
+        let is_near = !matches!(pending, Pending::Threads | Pending::ThreadsForMany(_)) || self.price >= DEAR;
         if idle < SPIN && is_near {
             return self.offer(now);
         }
@@ -242,6 +262,20 @@ impl Idle {
             return Wait::Sleep(LAST_RESORT);
         }
         Wait::Sleep(self.pause(idle, now, cpu))
+    }
+
+    /// Busy guests wait with so many commands under way.
+    fn get_used_to(&mut self, under_way: usize) {
+        if under_way < self.usual {
+            self.fewer += 1;
+            if self.fewer < FEWER {
+                return;
+            }
+            self.usual -= 1;
+        } else {
+            self.usual = under_way;
+        }
+        self.fewer = 0;
     }
 
     /// Others had their turn.
@@ -468,7 +502,7 @@ mod tests {
         for price in [1, 20] {
             let mut machine = Machine::new(Duration::from_micros(price));
             machine.rest(Duration::from_secs(1));
-            machine.pending = Pending::ThreadsForMany;
+            machine.pending = Pending::ThreadsForMany(MANY);
             let (wait, after) = first_wait(&mut machine);
             assert_eq!(wait, Wait::Sleep(LAST_RESORT), "{price} us");
             assert!(after < HARD_SPIN, "{after:?}");
@@ -478,6 +512,50 @@ mod tests {
             machine.idle.worked(true, Ring::Alone);
             assert_ne!(first_wait(&mut machine).0, Wait::Sleep(LAST_RESORT), "{price} us");
         }
+    }
+
+    #[test]
+    fn a_busy_guest_that_is_about_to_answer_is_awaited_if_the_next_completion_is_long_in_coming() {
+        let mut machine = Machine::new(Duration::from_micros(20));
+        machine.rest(Duration::from_secs(1));
+        // Completions that each end a sleep of `micros`, with all commands under way.
+        let sleeps = |machine: &mut Machine, under_way, micros| {
+            for _ in 0..64 {
+                machine.pending = Pending::ThreadsForMany(under_way);
+                assert_eq!(first_wait(machine).0, Wait::Sleep(LAST_RESORT));
+                machine.at += Duration::from_micros(micros);
+                machine.idle.slept(machine.start + machine.at);
+                machine.idle.worked(true, Ring::Heard);
+            }
+        };
+        // One has completed, and its guest has not answered yet.
+        let awaits = |machine: &mut Machine, under_way| {
+            machine.pending = Pending::ThreadsForMany(under_way);
+            let (wait, after) = first_wait(machine);
+            assert!(wait == Wait::Yield || after < HARD_SPIN, "{after:?}");
+            wait == Wait::Yield
+        };
+        sleeps(&mut machine, 8, 60);
+        assert!(!awaits(&mut machine, 7), "the next completion comes soon");
+        sleeps(&mut machine, 8, 2000);
+        assert!(awaits(&mut machine, 7));
+        assert!(!awaits(&mut machine, 8), "it has nothing to send");
+        // No longer than a guest takes.
+        machine.pending = Pending::ThreadsForMany(7);
+        machine.idle.worked(false, Ring::Heard);
+        let begin = machine.at;
+        while machine.wait(Mode::Adaptive, true) != Wait::Sleep(LAST_RESORT) {
+            machine.at += Duration::from_nanos(100);
+        }
+        assert!((SPIN..SPIN * 2).contains(&(machine.at - begin)));
+        // One that has got used to fewer.
+        for _ in 0..FEWER {
+            machine.idle.worked(false, Ring::Heard);
+            while machine.wait(Mode::Adaptive, true) != Wait::Sleep(LAST_RESORT) {
+                machine.at += Duration::from_nanos(100);
+            }
+        }
+        assert!(!awaits(&mut machine, 7));
     }
 
     #[test]

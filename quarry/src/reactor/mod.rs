@@ -363,8 +363,14 @@ impl Core {
         if self.reactor.in_flight() > self.reactor.in_other_threads() {
             return Pending::Kernel;
         }
-        let mut under_way = self.workers().map(Worker::in_flight).filter(|commands| *commands > 0);
-        if under_way.all(|commands| commands >= MANY) { Pending::ThreadsForMany } else { Pending::Threads }
+        let mut all = 0;
+        for commands in self.workers().map(Worker::in_flight).filter(|commands| *commands > 0) {
+            if commands < MANY {
+                return Pending::Threads;
+            }
+            all += commands;
+        }
+        Pending::ThreadsForMany(all)
     }
 
     /// Nobody will look at the doorbells for a while. Whether a worker has something to do first.
