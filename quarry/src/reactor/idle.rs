@@ -85,9 +85,10 @@ pub enum Pending {
     Nothing,
     /// I/O of the kernel's, perhaps among others.
     Kernel,
-    /// Nothing but what other threads do: a library for a cluster. That takes long enough to sleep for at once.
-    Threads,
-    /// The same, and whoever waits for it is busy: so many commands are under way.
+    /// Nothing but what other threads do: a library for a cluster. That takes long enough to sleep for at once. So many
+    /// commands are under way.
+    Threads(usize),
+    /// The same, and whoever waits for it is busy.
     ThreadsForMany(usize),
 }
 
@@ -159,7 +160,9 @@ impl Idle {
         self.since = None;
         let lasted = self.lasted.take();
         let is_late = std::mem::take(&mut self.is_late);
-        if let (Some(Pending::ThreadsForMany(_)), true, Some(lasted)) = (self.long, completed, lasted) {
+        if let (Some(Pending::Threads(_) | Pending::ThreadsForMany(_)), true, Some(lasted)) =
+            (self.long, completed, lasted)
+        {
             self.interval = (self.interval * 7 + lasted) / 8;
         }
         // What busy guests do when they like says nothing about when a completion would have come.
@@ -226,18 +229,24 @@ impl Idle {
         let pending = match self.long {
             Some(pending) => pending,
             None => match pending() {
+                // A guest that has just got a completion, and is about to send a command.
+                Pending::Threads(under_way) | Pending::ThreadsForMany(under_way)
+                    if watched && under_way < self.usual && self.interval > SOON && idle < SPIN =>
+                {
+                    return if idle < HARD_SPIN { Wait::Spin } else { self.offer(now) };
+                }
                 // A guest that is busy hardly notices if its doorbells are seen when its next command completes.
                 Pending::ThreadsForMany(under_way) if watched && !self.expectation.is_banned() => {
-                    if under_way < self.usual && self.interval > SOON && idle < SPIN {
-                        return if idle < HARD_SPIN { Wait::Spin } else { self.offer(now) };
-                    }
                     self.get_used_to(under_way);
                     self.long = Some(Pending::ThreadsForMany(under_way));
                     return Wait::Sleep(LAST_RESORT);
                 }
                 // One that is not, and has proved to wait for its commands.
-                Pending::Threads if watched && self.price >= DEAR && self.expectation.holds(idle) => {
-                    self.long = Some(Pending::Threads);
+                Pending::Threads(under_way)
+                    if watched && self.price >= DEAR && self.expectation.holds(idle) =>
+                {
+                    self.get_used_to(under_way);
+                    self.long = Some(Pending::Threads(under_way));
                     return Wait::Sleep(LAST_RESORT);
                 }
                 _ if idle < HARD_SPIN => return Wait::Spin,
@@ -250,7 +259,8 @@ impl Idle {
             return Wait::Sleep(LAST_RESORT);
         }
         // What other threads do takes longer than that in any case.
-        let is_near = !matches!(pending, Pending::Threads | Pending::ThreadsForMany(_)) || self.price >= DEAR;
+        let is_near =
+            !matches!(pending, Pending::Threads(_) | Pending::ThreadsForMany(_)) || self.price >= DEAR;
         if idle < SPIN && is_near {
             return self.offer(now);
         }
@@ -562,18 +572,18 @@ mod tests {
     fn what_other_threads_do_for_few_is_slept_for_when_it_has_proved_to_take_long() {
         // Where timers are dear: at first it is looked for as the kernel's is; then there is one sleep, at once.
         let (mut machine, _) = with_io(20, 100, 300);
-        machine.pending = Pending::Threads;
+        machine.pending = Pending::Threads(1);
         let (wait, after) = first_wait(&mut machine);
         assert_eq!(wait, Wait::Sleep(LAST_RESORT));
         assert!(after < HARD_SPIN, "{after:?}");
         let mut unproved = Machine::new(Duration::from_micros(20));
         unproved.rest(Duration::from_secs(1));
-        unproved.pending = Pending::Threads;
+        unproved.pending = Pending::Threads(1);
         assert_eq!(first_wait(&mut unproved).0, Wait::Yield);
         // Elsewhere by short sleeps, in which doorbells are heard; nobody spins for so long.
         let mut cheap = Machine::new(Duration::from_micros(1));
         cheap.rest(Duration::from_secs(1));
-        cheap.pending = Pending::Threads;
+        cheap.pending = Pending::Threads(1);
         let (wait, after) = first_wait(&mut cheap);
         assert_eq!(wait, Wait::Sleep(SHORTEST));
         assert!((HARD_SPIN..SPIN).contains(&after), "{after:?}");

@@ -363,14 +363,12 @@ impl Core {
         if self.reactor.in_flight() > self.reactor.in_other_threads() {
             return Pending::Kernel;
         }
-        let mut all = 0;
+        let (mut all, mut are_busy) = (0, true);
         for commands in self.workers().map(Worker::in_flight).filter(|commands| *commands > 0) {
-            if commands < MANY {
-                return Pending::Threads;
-            }
+            are_busy &= commands >= MANY;
             all += commands;
         }
-        Pending::ThreadsForMany(all)
+        if are_busy { Pending::ThreadsForMany(all) } else { Pending::Threads(all) }
     }
 
     /// Nobody will look at the doorbells for a while. Whether a worker has something to do first.
