@@ -132,6 +132,36 @@ fn a_snapshot_taken_under_load_is_a_moment() {
     server.stop();
 }
 
+/// sched(7).
+const SCHED_OTHER: u32 = 0;
+const SCHED_BATCH: u32 = 3;
+
+/// What the kernel's scheduler thinks of a process's threads, by their names (proc(5), /proc/PID/stat, field 41).
+fn policies(pid: u32) -> Vec<(String, u32)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let of = |path: std::path::PathBuf| {
+        let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        Some((name.to_owned(), rest.split_whitespace().nth(38)?.parse().ok()?))
+    };
+    tasks.filter_map(|task| of(task.path())).collect()
+}
+
+#[test]
+fn threads_on_the_way_to_a_cluster_let_others_finish() {
+    let Some(bed) = bed() else { return };
+    bed.ok("rbd create --size 16M rbd/disk");
+    let server = Server::config(&bed.config(IMAGE), &["vm.sock"]);
+    let is_batch = |name: &str| {
+        let of: Vec<_> = policies(server.pid()).into_iter().filter(|(of, _)| of.starts_with(name)).collect();
+        !of.is_empty() && of.iter().all(|(_, policy)| *policy == SCHED_BATCH)
+    };
+    for name in ["reactor-", "msgr-worker-", "io_context_pool"] {
+        eventually(name, || is_batch(name));
+    }
+    assert!(policies(server.pid()).iter().any(|(_, policy)| *policy == SCHED_OTHER));
+}
+
 #[test]
 fn the_lock_moves_to_qemu_io_and_back() {
     let Some(bed) = bed() else { return };

@@ -42,7 +42,7 @@ const MEASURED: u32 = 8;
 /// CPU time that sleeping may take: one part in so many of the time that passes (1.6 %).
 const RATE: u32 = 62;
 /// Where completions come in such intervals, a command that nobody hears until the next one loses little by that.
-const SOON: Duration = Duration::from_micros(250);
+const SOON: Duration = Duration::from_micros(120);
 /// So many sleeps with fewer commands under way than usual make one less usual.
 const FEWER: u32 = 16;
 /// CPU time that may be saved up for it: a reactor whose guest was just busy looks more often for a while.
