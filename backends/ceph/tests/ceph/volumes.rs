@@ -259,6 +259,37 @@ fn what_was_not_given_back_is_taken_again_by_the_same_connection() {
     assert_eq!(bystander.read(0), 2);
 }
 
+/// Its lock has expired then, and nobody else wanted the volume.
+#[test]
+fn a_cluster_that_is_silent_for_longer_than_the_lock_holds_takes_nothing_away() {
+    if !bed().is_there() {
+        return;
+    }
+    let spec = volume("rbd", &name("volume"), &create(8 * MIB));
+    let disk = Open::new(&bed().connection(), &options(&spec));
+    disk.write(0, 1).expect("write");
+    let object = format!("quarry_volume.{}", spec.name);
+    let is_locked = || {
+        let info = bed().daemons().ok("rados", ["-p", "rbd", "lock", "info", &object, "quarry"]);
+        info.expect("lock info").contains("client.")
+    };
+    assert!(is_locked());
+    let stall = |stalled: bool| {
+        for id in 0..bed().daemons().osds() {
+            let osd = bed().daemons().osd(id);
+            if stalled { osd.pause() } else { osd.resume() }.expect("a signal");
+        }
+    };
+    stall(true);
+    // EXPIRES, on the cluster's clock, and a renewal that was on its way.
+    std::thread::sleep(Duration::from_secs(33));
+    stall(false);
+    disk.write(0, 2).expect("write");
+    assert_eq!(disk.read(0), 2);
+    eventually("renewed", is_locked);
+    disk.write(0, 3).expect("it was not fenced meanwhile");
+}
+
 #[test]
 fn what_an_interrupted_shrink_left_does_not_come_back() {
     if !bed().is_there() {
