@@ -42,9 +42,9 @@ const MEASURED: u32 = 8;
 /// CPU time that sleeping may take: one part in so many of the time that passes (1.6 %).
 const RATE: u32 = 62;
 /// Where completions come in such intervals, a command that nobody hears until the next one loses little by that.
-const SOON: Duration = Duration::from_micros(120);
-/// So many sleeps with fewer commands under way than usual make one less usual.
-const FEWER: u32 = 16;
+const SOON: Duration = Duration::from_micros(250);
+/// What busy guests have under way as a rule is the most of so many sleeps, up to twice as many.
+const LATELY: u32 = 32;
 /// CPU time that may be saved up for it: a reactor whose guest was just busy looks more often for a while.
 const SAVED: Duration = Duration::from_millis(5);
 
@@ -116,9 +116,11 @@ pub struct Idle {
     sleeps: u32,
     /// Until the next completion of what other threads do for busy guests, about.
     interval: Duration,
-    /// Commands that those have under way as a rule, when they wait: with fewer they are about to send some.
+    /// Commands that guests have under way as a rule, when it sleeps for them: with fewer they are about to send some.
     usual: usize,
-    fewer: u32,
+    /// The most since that was found out, and sleeps since then.
+    most: usize,
+    lately: u32,
     /// Until then others are not offered the CPU.
     no_offers: Option<Instant>,
     /// The CPU clock before the last sleep, if its price is being measured.
@@ -142,7 +144,8 @@ impl Idle {
             sleeps: 0,
             interval: Duration::ZERO,
             usual: 0,
-            fewer: 0,
+            most: 0,
+            lately: 0,
             no_offers: None,
             marked: None,
         }
@@ -231,7 +234,7 @@ impl Idle {
             None => match pending() {
                 // A guest that has just got a completion, and is about to send a command.
                 Pending::Threads(under_way) | Pending::ThreadsForMany(under_way)
-                    if watched && under_way < self.usual && self.interval > SOON && idle < SPIN =>
+                    if watched && self.is_answered(under_way) && idle < SPIN =>
                 {
                     return if idle < HARD_SPIN { Wait::Spin } else { self.offer(now) };
                 }
@@ -274,18 +277,21 @@ impl Idle {
         Wait::Sleep(self.pause(idle, now, cpu))
     }
 
-    /// Busy guests wait with so many commands under way.
+    /// Whether guests are likely to send commands in answer to what has just completed, so many that it matters if they are not
+    /// heard until the next completion.
+    fn is_answered(&self, under_way: usize) -> bool {
+        under_way <= self.usual - self.usual.div_ceil(4) && self.interval > SOON
+    }
+
+    /// A sleep for so many commands.
     fn get_used_to(&mut self, under_way: usize) {
-        if under_way < self.usual {
-            self.fewer += 1;
-            if self.fewer < FEWER {
-                return;
-            }
-            self.usual -= 1;
-        } else {
-            self.usual = under_way;
+        self.most = self.most.max(under_way);
+        self.usual = self.usual.max(under_way);
+        self.lately += 1;
+        if self.lately == LATELY {
+            self.usual = std::mem::take(&mut self.most);
+            self.lately = 0;
         }
-        self.fewer = 0;
     }
 
     /// Others had their turn.
@@ -538,7 +544,7 @@ mod tests {
                 machine.idle.worked(true, Ring::Heard);
             }
         };
-        // One has completed, and its guest has not answered yet.
+        // Some have completed, and their guest has not answered yet.
         let awaits = |machine: &mut Machine, under_way| {
             machine.pending = Pending::ThreadsForMany(under_way);
             let (wait, after) = first_wait(machine);
@@ -546,12 +552,12 @@ mod tests {
             wait == Wait::Yield
         };
         sleeps(&mut machine, 8, 60);
-        assert!(!awaits(&mut machine, 7), "the next completion comes soon");
+        assert!(!awaits(&mut machine, 6), "the next completion comes soon");
         sleeps(&mut machine, 8, 2000);
-        assert!(awaits(&mut machine, 7));
-        assert!(!awaits(&mut machine, 8), "it has nothing to send");
+        assert!(awaits(&mut machine, 6) && awaits(&mut machine, 4));
+        assert!(!awaits(&mut machine, 7), "most of them are under way");
         // No longer than a guest takes.
-        machine.pending = Pending::ThreadsForMany(7);
+        machine.pending = Pending::ThreadsForMany(6);
         machine.idle.worked(false, Ring::Heard);
         let begin = machine.at;
         while machine.wait(Mode::Adaptive, true) != Wait::Sleep(LAST_RESORT) {
@@ -559,13 +565,13 @@ mod tests {
         }
         assert!((SPIN..SPIN * 2).contains(&(machine.at - begin)));
         // One that has got used to fewer.
-        for _ in 0..FEWER {
+        for _ in 0..2 * LATELY {
             machine.idle.worked(false, Ring::Heard);
             while machine.wait(Mode::Adaptive, true) != Wait::Sleep(LAST_RESORT) {
                 machine.at += Duration::from_nanos(100);
             }
         }
-        assert!(!awaits(&mut machine, 7));
+        assert!(!awaits(&mut machine, 6));
     }
 
     #[test]
