@@ -71,6 +71,14 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Halts all OSDs, or lets them go on.
+pub fn stall(stalled: bool) {
+    for id in 0..bed().daemons().osds() {
+        let osd = bed().daemons().osd(id);
+        if stalled { osd.pause() } else { osd.resume() }.expect("a signal");
+    }
+}
+
 /// A name that nothing else of this process has.
 pub fn name(what: &str) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);

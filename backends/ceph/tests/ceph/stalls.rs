@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{bed, name, rbd_image, volume};
+use crate::common::{bed, name, rbd_image, stall, volume};
 use block::testing::{Buffer, poll_once, read, write};
 use block::{Channel, Device, ErrorKind, Op, Reactor, Submission};
 use block_ceph::{ClusterOptions, CreateOptions, RadosDevice, RadosOptions, RbdDevice, RbdOptions};
@@ -21,13 +21,6 @@ fn disks(in_flight: u64, options: &ClusterOptions) -> [(&'static str, Arc<dyn De
         ("rbd", Arc::new(RbdDevice::open(&cluster, &image).expect("the image opens"))),
         ("rados", Arc::new(RadosDevice::open(&cluster, &volume).expect("the volume opens"))),
     ]
-}
-
-fn stall(stalled: bool) {
-    for id in 0..bed().daemons().osds() {
-        let osd = bed().daemons().osd(id);
-        if stalled { osd.pause() } else { osd.resume() }.expect("a signal");
-    }
 }
 
 /// Starts an I/O, and polls it so often.

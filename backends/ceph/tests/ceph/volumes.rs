@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::common::{bed, eventually, name, volume};
+use crate::common::{bed, eventually, name, stall, volume};
 use block::testing::{compare_and_write, plain, read, run, write};
 use block::{Channel, Device, ErrorKind, Op, Reactor};
 use block_ceph::{
@@ -243,13 +243,9 @@ fn what_was_not_given_back_is_taken_again_by_the_same_connection() {
     let bystander = Open::new(&cluster, &options(&other));
     let disk = Open::new(&cluster, &options(&spec));
     disk.write(0, 7).expect("write");
-    for id in 0..bed().daemons().osds() {
-        bed().daemons().osd(id).pause().expect("a signal");
-    }
+    stall(true);
     drop(disk);
-    for id in 0..bed().daemons().osds() {
-        bed().daemons().osd(id).resume().expect("a signal");
-    }
+    stall(false);
     let mut again = None;
     eventually("open again", || {
         again = RadosDevice::open(&cluster, &options(&spec)).ok();
@@ -274,12 +270,6 @@ fn a_cluster_that_is_silent_for_longer_than_the_lock_holds_takes_nothing_away() 
         info.expect("lock info").contains("client.")
     };
     assert!(is_locked());
-    let stall = |stalled: bool| {
-        for id in 0..bed().daemons().osds() {
-            let osd = bed().daemons().osd(id);
-            if stalled { osd.pause() } else { osd.resume() }.expect("a signal");
-        }
-    };
     stall(true);
     // EXPIRES, on the cluster's clock, and a renewal that was on its way.
     std::thread::sleep(Duration::from_secs(33));
