@@ -12,6 +12,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::answers::Answers;
 use super::expectation::Expectation;
 use crate::config::model::Mode;
 
@@ -41,10 +42,6 @@ const NO_OFFERS: Duration = Duration::from_secs(1);
 const MEASURED: u32 = 8;
 /// CPU time that sleeping may take: one part in so many of the time that passes (1.6 %).
 const RATE: u32 = 62;
-/// Where completions come in such intervals, a command that nobody hears until the next one loses little by that.
-const SOON: Duration = Duration::from_micros(250);
-/// What busy guests have under way as a rule is the most of so many sleeps, up to twice as many.
-const LATELY: u32 = 32;
 /// CPU time that may be saved up for it: a reactor whose guest was just busy looks more often for a while.
 const SAVED: Duration = Duration::from_millis(5);
 
@@ -114,13 +111,7 @@ pub struct Idle {
     /// When `allowance` was filled last.
     filled: Option<Instant>,
     sleeps: u32,
-    /// Until the next completion of what other threads do for busy guests, about.
-    interval: Duration,
-    /// Commands that guests have under way as a rule, when it sleeps for them: with fewer they are about to send some.
-    usual: usize,
-    /// The most since that was found out, and sleeps since then.
-    most: usize,
-    lately: u32,
+    answers: Answers,
     /// Until then others are not offered the CPU.
     no_offers: Option<Instant>,
     /// The CPU clock before the last sleep, if its price is being measured.
@@ -142,10 +133,7 @@ impl Idle {
             allowance: SAVED,
             filled: None,
             sleeps: 0,
-            interval: Duration::ZERO,
-            usual: 0,
-            most: 0,
-            lately: 0,
+            answers: Answers::default(),
             no_offers: None,
             marked: None,
         }
@@ -166,7 +154,7 @@ impl Idle {
         if let (Some(Pending::Threads(_) | Pending::ThreadsForMany(_)), true, Some(lasted)) =
             (self.long, completed, lasted)
         {
-            self.interval = (self.interval * 7 + lasted) / 8;
+            self.answers.learn(lasted);
         }
         // What busy guests do when they like says nothing about when a completion would have come.
         if self.long.take().is_some_and(|pending| pending != Pending::Nothing)
@@ -234,13 +222,13 @@ impl Idle {
             None => match pending() {
                 // A guest that has just got a completion, and is about to send a command.
                 Pending::Threads(under_way) | Pending::ThreadsForMany(under_way)
-                    if watched && self.is_answered(under_way) && idle < SPIN =>
+                    if watched && self.answers.are_likely(under_way) && idle < SPIN =>
                 {
                     return if idle < HARD_SPIN { Wait::Spin } else { self.offer(now) };
                 }
                 // A guest that is busy hardly notices if its doorbells are seen when its next command completes.
                 Pending::ThreadsForMany(under_way) if watched && !self.expectation.is_banned() => {
-                    self.get_used_to(under_way);
+                    self.answers.get_used_to(under_way);
                     self.long = Some(Pending::ThreadsForMany(under_way));
                     return Wait::Sleep(LAST_RESORT);
                 }
@@ -248,12 +236,17 @@ impl Idle {
                 Pending::Threads(under_way)
                     if watched && self.price >= DEAR && self.expectation.holds(idle) =>
                 {
-                    self.get_used_to(under_way);
+                    self.answers.get_used_to(under_way);
                     self.long = Some(Pending::Threads(under_way));
                     return Wait::Sleep(LAST_RESORT);
                 }
                 _ if idle < HARD_SPIN => return Wait::Spin,
-                pending => *self.long.insert(pending),
+                pending => {
+                    if let Pending::Threads(under_way) | Pending::ThreadsForMany(under_way) = pending {
+                        self.answers.get_used_to(under_way);
+                    }
+                    *self.long.insert(pending)
+                }
             },
         };
         let sleeps = self.price >= DEAR && watched && pending != Pending::Nothing;
@@ -275,23 +268,6 @@ impl Idle {
             return Wait::Sleep(LAST_RESORT);
         }
         Wait::Sleep(self.pause(idle, now, cpu))
-    }
-
-    /// Whether guests are likely to send commands in answer to what has just completed, so many that it matters if they are not
-    /// heard until the next completion.
-    fn is_answered(&self, under_way: usize) -> bool {
-        under_way <= self.usual - self.usual.div_ceil(4) && self.interval > SOON
-    }
-
-    /// A sleep for so many commands.
-    fn get_used_to(&mut self, under_way: usize) {
-        self.most = self.most.max(under_way);
-        self.usual = self.usual.max(under_way);
-        self.lately += 1;
-        if self.lately == LATELY {
-            self.usual = std::mem::take(&mut self.most);
-            self.lately = 0;
-        }
     }
 
     /// Others had their turn.
@@ -348,6 +324,7 @@ impl Idle {
 
 #[cfg(test)]
 mod tests {
+    use super::super::answers::LATELY;
     use super::*;
 
     struct Machine {
@@ -572,6 +549,34 @@ mod tests {
             }
         }
         assert!(!awaits(&mut machine, 6));
+    }
+
+    #[test]
+    fn a_guest_that_has_become_less_busy_is_not_awaited_for_long() {
+        for price in [1, 20] {
+            let mut machine = Machine::new(Duration::from_micros(price));
+            machine.rest(Duration::from_secs(1));
+            // How long it is awake in the last of so many idle times, each of which a completion ends.
+            let mut awake = |pending, count| {
+                machine.pending = pending;
+                let mut awake = Duration::ZERO;
+                for _ in 0..count {
+                    let begin = machine.at;
+                    while !matches!(machine.wait(Mode::Adaptive, true), Wait::Sleep(_)) {
+                        machine.at += Duration::from_nanos(50);
+                    }
+                    awake = machine.at - begin;
+                    machine.at += Duration::from_millis(2);
+                    machine.idle.slept(machine.start + machine.at);
+                    machine.idle.worked(true, Ring::Heard);
+                }
+                awake
+            };
+            assert!(awake(Pending::ThreadsForMany(64), 64) < HARD_SPIN, "{price} us");
+            assert!(awake(Pending::Threads(1), 1) >= SPIN, "{price} us");
+            let awake = awake(Pending::Threads(1), 2 * LATELY);
+            assert!(awake < SPIN / 2, "{price} us: {awake:?}");
+        }
     }
 
     #[test]

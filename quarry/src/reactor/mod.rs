@@ -2,8 +2,9 @@
 //! mailbox, and shares nothing with its siblings.
 //!
 //! Which queues belong to which worker is `nvme-emu`'s concern; how long to wait when nothing happens is
-//! [`idle`]'s, and what is likely to end that `expectation`'s.
+//! [`idle`]'s, what is likely to end that `expectation`'s, and whether guests are about to ring `answers`'.
 
+mod answers;
 mod expectation;
 pub mod idle;
 
