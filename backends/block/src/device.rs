@@ -1,6 +1,8 @@
 //! [`Device`] and [`Channel`]: what a block device is, and a reactor's own way into it.
 
-use crate::{Completed, Error, Io, IoFuture, Listener, Op, Reactor};
+use std::sync::Arc;
+
+use crate::{Completed, Error, Io, IoFuture, Listener, Op, Reactor, Security};
 
 /// Geometry and abilities of a device at this moment (a resize changes `blocks`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,11 @@ pub trait Device: Send + Sync + 'static {
     /// What the data is known by wherever it is attached, if that is more than its place in a configuration: disks over it
     /// get the same UUID everywhere. A layer that passes data through passes this on.
     fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// The security subsystem that this device is, or stands on: a layer passes it on.
+    fn security(&self) -> Option<Arc<dyn Security>> {
         None
     }
 

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Channel, Completed, Device, Error, Info, Io, IoFuture, Listener, Reactor, Submission};
+use crate::{Channel, Completed, Device, Error, Info, Io, IoFuture, Listener, Reactor, Security, Submission};
 
 use state::{Shared, Ticket, Verdict};
 
@@ -47,6 +47,10 @@ impl Device for FaultDevice {
 
     fn identity(&self) -> Option<String> {
         self.inner.identity()
+    }
+
+    fn security(&self) -> Option<Arc<dyn Security>> {
+        self.inner.security()
     }
 
     fn channel(&self, reactor: &Reactor) -> Result<Box<dyn Channel>, Error> {

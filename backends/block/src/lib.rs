@@ -16,6 +16,7 @@ pub mod io;
 pub mod listeners;
 pub mod prefetch;
 pub mod reactor;
+pub mod security;
 pub mod testing;
 
 pub use buffer::AlignedBuf;
@@ -25,3 +26,4 @@ pub use future::IoFuture;
 pub use io::{Completed, Flags, Io, Op, Segment};
 pub use listeners::{Listener, Listeners};
 pub use reactor::Reactor;
+pub use security::Security;

@@ -1,0 +1,3 @@
+//! Cryptography: what is here calls aws-lc and the Argon2 crate; nothing is invented.
+
+pub mod xts;
