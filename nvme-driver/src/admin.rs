@@ -1,5 +1,6 @@
 //! Admin commands: raw ones to get wrong, and conveniences on [`Controller`].
 
+use nvme_spec::admin::SecurityCdw10;
 use nvme_spec::queue::{
     AbortCdw10, CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, DeleteQueueCdw10, QueuePriority,
 };
@@ -154,6 +155,21 @@ pub fn set_features(fid: u8, save: bool, nsid: u32, cdw11: u32, data: Data) -> C
     }
 }
 
+/// Security Send of `len` bytes to security protocol `secp`, specific `spsp` (of TCG's the ComID).
+pub fn security_send(secp: u8, spsp: u16, len: u32, data: Data) -> Command {
+    security(AdminOpcode::SECURITY_SEND, secp, spsp, len, data)
+}
+
+/// Security Receive of at most `len` bytes from security protocol `secp`, specific `spsp` (of TCG's the ComID).
+pub fn security_receive(secp: u8, spsp: u16, len: u32, data: Data) -> Command {
+    security(AdminOpcode::SECURITY_RECEIVE, secp, spsp, len, data)
+}
+
+fn security(opcode: AdminOpcode, secp: u8, spsp: u16, len: u32, data: Data) -> Command {
+    let cdw10 = SecurityCdw10::new().with_secp(secp).with_spsp(spsp).into_bits().into();
+    Command { cdw10, cdw11: len.into(), ..admin(opcode, data) }
+}
+
 impl Controller {
     /// A cleared buffer of the first arena with PRPs to it.
     pub fn admin_buffer(&self, len: usize) -> Result<(DmaBuffer, Prps)> {
@@ -217,6 +233,20 @@ impl Controller {
     /// Aborts a command. Returns whether the controller says that it did.
     pub fn abort(&self, sqid: u16, cid: u16) -> Result<bool> {
         Ok(self.admin_ok(abort(sqid, cid))?.dw0.get() & 1 == 0)
+    }
+
+    /// Security Send of `data`.
+    pub fn security_send(&self, secp: u8, spsp: u16, data: &[u8]) -> Result<()> {
+        let (buffer, prps) = self.admin_buffer(data.len())?;
+        buffer.write(0, data);
+        self.admin_ok(security_send(secp, spsp, data.len() as u32, prps.data())).map(drop)
+    }
+
+    /// Security Receive: `len` bytes, zeroes behind what there was.
+    pub fn security_receive(&self, secp: u8, spsp: u16, len: usize) -> Result<Vec<u8>> {
+        let (buffer, prps) = self.admin_buffer(len)?;
+        self.admin_ok(security_receive(secp, spsp, len as u32, prps.data()))?;
+        Ok(buffer.to_vec(0, len))
     }
 
     /// Leaves an Asynchronous Event Request with the controller. Returns its identifier.

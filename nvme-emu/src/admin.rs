@@ -19,6 +19,7 @@ mod features;
 mod identify;
 mod log_page;
 pub(crate) mod queues;
+mod security;
 
 use events::Events;
 use features::Features;
@@ -51,6 +52,8 @@ pub(crate) enum Answer {
     Ask(Ask),
     /// Complete when all namespaces are durable.
     Flush,
+    /// A security command: complete when the subsystem's security has answered it.
+    Security,
 }
 
 /// What workers are asked to do.
@@ -127,6 +130,11 @@ impl Admin {
                 Ok(Answer::Held)
             }
             AdminOpcode::ABORT => self.abort(command),
+            AdminOpcode::SECURITY_SEND | AdminOpcode::SECURITY_RECEIVE
+                if self.shared.subsystem.gate.is_secure() =>
+            {
+                self.security(command)
+            }
             AdminOpcode::DOORBELL_BUFFER_CONFIG if self.shared.config.shadow_doorbells => {
                 self.doorbell_buffer_config(table, command)
             }
@@ -138,7 +146,8 @@ impl Admin {
     fn abort(&mut self, command: &Command) -> Result<Answer, Status> {
         let which = AbortCdw10::from_bits(command.cdw10());
         if which.sqid() == 0 {
-            // Other admin commands end at once or wait for workers, which is soon.
+            // Other admin commands end at once, or wait for workers, which is soon, or for the security, which
+            // takes none back.
             return Ok(Answer::Done(u32::from(!self.events.abort(which.cid()))));
         }
         let Some(worker) = self.queues.worker_of(which.sqid()) else { return Ok(Answer::Done(1)) };

@@ -12,6 +12,7 @@ use crate::doorbells::Doorbells;
 use crate::latch::latch;
 use crate::limits::Limits;
 use crate::placement::{MoveError, MoveReply, QueuePlace};
+use crate::security::Gate;
 use crate::shared::{DoorbellError, Message, Shared};
 use crate::worker::HOME;
 use crate::{Subsystem, WorkerSeed};
@@ -245,24 +246,38 @@ impl Controller {
     }
 
     fn subsystem_reset(&self) {
-        for controller in self.shared.subsystem.controllers() {
-            controller.registers().subsystem_reset();
-            controller.configuration_changed();
-        }
+        let controllers = self.shared.subsystem.controllers();
+        self.shared.subsystem.gate.subsystem_reset(|| {
+            controllers.iter().for_each(|controller| controller.registers().subsystem_reset());
+        });
+        controllers.iter().for_each(|controller| controller.configuration_changed());
     }
 
-    /// To power-on state; resolves when the controller is down.
-    fn power_on(&self, detach: bool) -> Quiesced {
+    /// To power-on state; resolves when the controller is down. `tell` tells the subsystem's security: at once, and
+    /// not on the home worker, which may be busy, for a client of another controller may come meanwhile.
+    fn power_on(&self, detach: bool, tell: impl FnOnce(&Gate, u16)) -> Quiesced {
         let (token, latch) = latch();
         self.shared.registers().power_on();
+        tell(&self.shared.subsystem.gate, self.shared.cntlid);
         self.shared.send(HOME, Message::Reset { detach, done: token });
         Box::pin(latch)
+    }
+}
+
+/// Who serves it has let go of it.
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.shared.subsystem.gate.forget(self.shared.cntlid);
     }
 }
 
 impl PciFunction for Controller {
     fn info(&self) -> &FunctionInfo {
         &self.info
+    }
+
+    fn attach(&self) {
+        self.shared.subsystem.gate.attach(self.shared.cntlid);
     }
 
     fn mappable(&self, bar: u8) -> Option<MappableArea> {
@@ -298,6 +313,9 @@ impl PciFunction for Controller {
             if effects.interrupt_mask {
                 self.shared.update_intx();
             }
+            if effects.disabled {
+                self.shared.subsystem.gate.controller_reset(self.shared.cntlid);
+            }
             if effects.configuration {
                 self.shared.configuration_changed();
             }
@@ -312,7 +330,14 @@ impl PciFunction for Controller {
 
     fn reset(&self, reset: Reset) -> Quiesced {
         tracing::debug!(controller = self.shared.cntlid, ?reset, "reset");
-        self.power_on(false)
+        self.power_on(
+            false,
+            match reset {
+                Reset::Device => Gate::function_reset,
+                // By the guest: they reset the controller and no more (Base 3.7.2).
+                Reset::FunctionLevel | Reset::PowerState => Gate::controller_reset,
+            },
+        )
     }
 
     fn host_changed(&self) {
@@ -328,6 +353,6 @@ impl PciFunction for Controller {
 
     fn detach(&self, _deadline: Instant) -> Quiesced {
         self.shared.forget_client();
-        self.power_on(true)
+        self.power_on(true, Gate::detach)
     }
 }

@@ -1,5 +1,6 @@
 //! The home worker's part: bringing the controller up and down as its registers ask, and the admin queue.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +22,13 @@ use crate::nvm;
 use crate::placement::{MoveError, MoveReply};
 use crate::queue::{CompletionQueue, InvalidDoorbell, SubmissionQueue, completion};
 use crate::registers::{Enabled, Registers};
+use crate::security::Outcome;
 use crate::shared::{DoorbellError, Message};
 use crate::status::from_block;
+
+mod security;
+
+use security::Slots;
 
 /// How long commands in flight may take to end in a reset before they are cancelled.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
@@ -45,6 +51,8 @@ pub(crate) struct Home {
     look_again: bool,
     /// The next doorbell to look at for stray stores.
     scan: u16,
+    /// Commands that the subsystem's security has.
+    security: Slots,
 }
 
 enum Phase {
@@ -71,6 +79,8 @@ struct Up {
     moving: Vec<Moving>,
     /// Commands that wait for the end of moves.
     delayed: Vec<Command>,
+    /// Security commands that wait for a slot.
+    unsent: VecDeque<Command>,
 }
 
 /// Queues on their way to another worker.
@@ -113,6 +123,7 @@ impl Home {
             shutdown: Shutdown::None,
             look_again: false,
             scan: 0,
+            security: Slots::default(),
         }
     }
 
@@ -143,6 +154,11 @@ impl Home {
         }
     }
 
+    /// The subsystem's security has answered a command.
+    pub(crate) fn secured(&mut self, slot: usize, outcome: Outcome) {
+        self.security.answered(slot, outcome);
+    }
+
     /// Moves a completion queue, with its submission queues, to worker `to`.
     pub(crate) fn move_queue(&mut self, engine: &Engine, cqid: u16, to: usize, reply: MoveReply) {
         match &mut self.phase {
@@ -159,7 +175,7 @@ impl Home {
         if let Phase::On(up) = &mut self.phase
             && engine.shared.host.bus_master()
         {
-            busy |= up.turn(engine);
+            busy |= up.turn(engine, &mut self.security);
             self.scan = up.scan_doorbell(engine, self.scan);
         }
         busy
@@ -219,6 +235,7 @@ impl Home {
         match Up::new(engine, wanted) {
             Ok(up) => {
                 engine.shared.send_all(|| Message::Page(up.page()));
+                engine.shared.subsystem.gate.enable(&engine.shared, up.enabled.resets);
                 self.phase = Phase::On(Box::new(up));
                 engine.shared.set_running(true);
                 engine.shared.registers().set_ready();
@@ -242,6 +259,7 @@ impl Home {
 
     fn begin_stop(&mut self, engine: &mut Engine) {
         engine.shared.set_running(false);
+        self.security.forget();
         let (token, latch) = latch();
         let deadline = Instant::now() + STOP_GRACE;
         engine.shared.send_all(|| Message::Stop { deadline, done: token.clone() });
@@ -305,6 +323,7 @@ impl Up {
             flushing: Vec::new(),
             moving: Vec::new(),
             delayed: Vec::new(),
+            unsent: VecDeque::new(),
         })
     }
 
@@ -312,12 +331,13 @@ impl Up {
         4096 << self.enabled.cc.mps()
     }
 
-    fn turn(&mut self, engine: &mut Engine) -> bool {
+    fn turn(&mut self, engine: &mut Engine, security: &mut Slots) -> bool {
         let mut busy = false;
         if self.is_waiting() {
             busy |= self.finish_waiting(engine) | self.finish_flushing(engine) | self.finish_moving(engine);
         }
         busy |= self.fetch(engine);
+        busy |= security.turn(engine, self);
         self.post_events(engine);
         self.cq.flush(engine.memory.table());
         if engine.shared.host.interrupts.msix_enabled() {
@@ -405,6 +425,7 @@ impl Up {
                 self.post_events(engine);
                 self.answer(engine, cid, Status::SUCCESS, result);
             }
+            Answer::Security => self.unsent.push_back(*command),
             Answer::Flush => self.flushing.push((cid, flush(engine))),
             Answer::Failed(status) => self.answer(engine, cid, status, 0),
             Answer::Ask(Ask { to, message, change, found }) => {

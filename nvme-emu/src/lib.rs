@@ -31,6 +31,7 @@ mod nvm;
 mod placement;
 mod queue;
 mod registers;
+mod security;
 mod shared;
 mod slots;
 mod status;

@@ -19,6 +19,8 @@ const TIMEOUT: u8 = 60;
 pub(crate) struct Effects {
     /// CC changed: the home worker looks.
     pub(crate) configuration: bool,
+    /// CC.EN was cleared.
+    pub(crate) disabled: bool,
     /// The interrupt mask changed.
     pub(crate) interrupt_mask: bool,
     /// NSSR: every controller of the subsystem resets.
@@ -129,6 +131,7 @@ impl Registers {
                 let new = Cc::from_bits(value);
                 if self.cc.en() && !new.en() {
                     self.resets += 1;
+                    effects.disabled = true;
                     // A controller that never came up is down at once; the host may not wait to enable it.
                     if !self.csts.rdy() {
                         self.csts.set_cfs(false);

@@ -16,6 +16,7 @@ use crate::latch::Token;
 use crate::limits::Limiter;
 use crate::placement::{MoveReply, QueuePlace};
 use crate::registers::Registers;
+use crate::security::Outcome;
 use crate::transfer::TransferError;
 use crate::{ControllerConfig, Subsystem};
 
@@ -103,6 +104,8 @@ pub(crate) enum Message {
     Attach(Box<Arrival>),
     /// To home, from the control side: move queues.
     Move { cqid: u16, to: usize, reply: MoveReply },
+    /// To home, from the subsystem's security: how the command in a slot ended.
+    Secured { slot: usize, outcome: Outcome },
     /// From home: features 08h and 09h changed.
     Coalescing(Arc<CoalescingTable>),
     /// From home: cancel a command; set the flag if it was found.

@@ -1,6 +1,7 @@
-//! The one place where a block device's errors become NVMe status codes.
+//! The one place where the errors of a block device and its security become NVMe status codes.
 
 use block::ErrorKind;
+use block::security::SecurityError;
 use nvme_spec::status::Status;
 
 /// The status for a failed `Io`. `write`: it was to change the medium.
@@ -22,5 +23,14 @@ pub(crate) fn from_block(kind: ErrorKind, write: bool) -> Status {
         ErrorKind::AccessDenied => Status::ACCESS_DENIED.with_dnr(),
         ErrorKind::CompareMismatch => Status::COMPARE_FAILURE.with_dnr(),
         _ => Status::INTERNAL_ERROR,
+    }
+}
+
+/// The status for a refused security command.
+pub(crate) fn from_security(error: SecurityError) -> Status {
+    match error {
+        SecurityError::InvalidField => Status::INVALID_FIELD_IN_COMMAND.with_dnr(),
+        SecurityError::Sequence => Status::COMMAND_SEQUENCE_ERROR,
+        SecurityError::Internal => Status::INTERNAL_ERROR,
     }
 }

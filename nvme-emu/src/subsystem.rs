@@ -7,6 +7,7 @@ use block::{Abilities, Device, Info, Listener};
 use nvme_spec::status::Status;
 
 use crate::limits::{Limiter, Limits};
+use crate::security::Gate;
 use crate::shared::{Message, Shared};
 
 /// The largest namespace identifier: NN of Identify Controller, and MNAN.
@@ -55,6 +56,8 @@ pub struct SubsystemError(pub String);
 /// An NVM subsystem.
 pub struct Subsystem {
     pub(crate) config: SubsystemConfig,
+    /// The way to the security of its namespace, if that has one.
+    pub(crate) gate: Gate,
     state: Mutex<State>,
     /// For the devices, which must not keep it.
     me: Weak<Self>,
@@ -114,7 +117,12 @@ impl Subsystem {
         text("NQN", &config.nqn, 223)?;
         text("serial number", &config.serial, 20)?;
         text("model number", &config.model, 40)?;
-        Ok(Arc::new_cyclic(|me| Self { config, state: Mutex::default(), me: me.clone() }))
+        Ok(Arc::new_cyclic(|me| Self {
+            config,
+            gate: Gate::default(),
+            state: Mutex::default(),
+            me: me.clone(),
+        }))
     }
 
     /// Its NVMe Qualified Name.
@@ -124,6 +132,9 @@ impl Subsystem {
 
     /// Adds a namespace, attached to every controller; controllers tell their hosts by an asynchronous
     /// event, and so they do when its device changes. Returns its identifier.
+    ///
+    /// A device with a security is the only namespace of its subsystem: security commands are for a whole subsystem
+    /// and would not say which disk they mean.
     pub fn add_namespace(&self, config: NamespaceConfig) -> Result<u32, SubsystemError> {
         let info = config.device.info();
         if !info.block_size.is_power_of_two() || !(512..=65536).contains(&info.block_size) || info.blocks == 0
@@ -134,7 +145,13 @@ impl Subsystem {
                 info.blocks, info.block_size
             )));
         }
+        let security = config.device.security();
         let mut state = self.state();
+        if !state.namespaces.is_empty() && (security.is_some() || self.gate.is_secure()) {
+            return Err(SubsystemError(
+                "a self-encrypting disk is a whole NVM subsystem: give it a controller of its own".into(),
+            ));
+        }
         let nsid =
             match config.nsid {
                 Some(nsid) if !(1..=MAX_NAMESPACES).contains(&nsid) => {
@@ -152,6 +169,9 @@ impl Subsystem {
             };
         let namespace = Arc::new(Namespace::new(nsid, config));
         state.namespaces.insert(nsid, namespace.clone());
+        if let Some(security) = security {
+            self.gate.open(security);
+        }
         announce(&state, nsid);
         drop(state);
         self.follow(&namespace);
@@ -188,6 +208,8 @@ impl Subsystem {
         if state.namespaces.remove(&nsid).is_none() {
             return Err(SubsystemError(format!("there is no namespace {nsid}")));
         }
+        // If there was a security, it was of this one.
+        self.gate.close();
         announce(&state, nsid);
         Ok(())
     }

@@ -202,6 +202,11 @@ impl Worker {
                         home.move_queue(engine, cqid, to, reply);
                     }
                 }
+                Message::Secured { slot, outcome } => {
+                    if let Some(home) = &mut self.home {
+                        home.secured(slot, outcome);
+                    }
+                }
                 Message::Coalescing(table) => engine.set_coalescing(table),
                 Message::Stop { deadline, done } => engine.stop(deadline, done),
                 Message::Page(page) => engine.set_page(page),

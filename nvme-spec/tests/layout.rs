@@ -3,6 +3,7 @@
 
 use core::mem::{align_of, offset_of};
 
+use nvme_spec::admin::SecurityCdw10;
 use nvme_spec::command::{CommandFlags, DataPointer, Fuse, Psdt};
 use nvme_spec::event::AsyncEvent;
 use nvme_spec::features::{FeatureId, NumberOfQueues, SetFeaturesCdw10, Timestamp, TimestampOrigin};
@@ -382,6 +383,8 @@ fn dwords() {
     let sq = CreateSqCdw11::from_bits(0x0009_0005);
     assert_eq!((sq.pc(), sq.qprio(), sq.cqid()), (true, QueuePriority::MEDIUM, 9));
     assert_eq!(NumberOfQueues::new().with_nsq_z(127).with_ncq_z(63).into_bits(), 0x003F_007F);
+    let security = SecurityCdw10::from_bits(0x0110_0407);
+    assert_eq!((security.secp(), security.spsp(), security.nssf()), (1, 0x1004, 7));
     assert!(DsmCdw11::from_bits(4).ad());
     let identify = IdentifyCdw10::from_bits(0xFFFF_0013);
     assert_eq!((identify.cns(), identify.cntid()), (Cns::CONTROLLER_LIST, 0xFFFF));

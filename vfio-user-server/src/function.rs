@@ -75,6 +75,9 @@ pub trait PciFunction: Send + Sync + 'static {
     /// Identity and shape.
     fn info(&self) -> &FunctionInfo;
 
+    /// A client has come. Whatever it asks follows, and [`Self::detach`] ends it. Must not block.
+    fn attach(&self) {}
+
     /// The part of a BAR that a client may map, if there is one. Asked each time that a client asks, so a
     /// function can give each client memory of its own: what a client has mapped stays in its hands after it
     /// left. Only the memory may be another from one [`Self::detach`] to the next.

@@ -78,6 +78,7 @@ pub async fn serve(
             tracing::info!(suppressed, "client connected");
         }
         host.set_has_client(true);
+        function.attach();
         let current = socket.handle();
         let mut running = pin!(converse(socket, &host, &function));
         let mut pause = None;

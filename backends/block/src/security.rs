@@ -1,4 +1,4 @@
-//! [`Security`]: what a device answers to security protocols (SPC-5 SECURITY PROTOCOL IN and OUT; NVMe Base 5.24 and 5.25,
+//! [`Security`]: what a device answers to security protocols (SPC-5 SECURITY PROTOCOL IN and OUT; NVMe Base 5.25 and 5.26,
 //! Security Receive and Security Send). A device that is a security subsystem (a TCG TPer) gives it out by
 //! [`Device::security`](crate::Device::security); layers above pass it on.
 

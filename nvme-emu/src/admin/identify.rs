@@ -140,7 +140,9 @@ fn controller_data(shared: &Shared) -> IdentifyController {
     data.nvmsr = Nvmsr::new().with_storage_device(true);
     data.vwci = Vwci::new();
     data.mec = Mec::new();
-    data.oacs = Oacs::new().with_doorbell_buffer_config(shared.config.shadow_doorbells);
+    data.oacs = Oacs::new()
+        .with_security(shared.subsystem.gate.is_secure())
+        .with_doorbell_buffer_config(shared.config.shadow_doorbells);
     data.acl_z = ABORT_LIMIT - 1;
     data.aerl_z = events::REQUESTS as u8 - 1;
     data.frmw = Frmw::new().with_slot_1_read_only(true).with_slots(1);

@@ -149,6 +149,11 @@ fn effects(shared: &Shared) -> CommandsSupportedAndEffects {
     if shared.config.shadow_doorbells {
         admin(AdminOpcode::DOORBELL_BUFFER_CONFIG);
     }
+    if shared.subsystem.gate.is_secure() {
+        // A key that is replaced, or a shadow MBR that is shown, changes what blocks read as.
+        page.acs[usize::from(AdminOpcode::SECURITY_SEND.into_bits())] = supported.with_lbcc(true);
+        page.acs[usize::from(AdminOpcode::SECURITY_RECEIVE.into_bits())] = supported;
+    }
     let mut io = |opcode: NvmOpcode, changes: bool| {
         page.iocs[usize::from(opcode.into_bits())] = supported.with_lbcc(changes);
     };

@@ -12,4 +12,5 @@ mod operation;
 mod resize;
 mod rig;
 mod rules;
+mod security;
 mod shadow;

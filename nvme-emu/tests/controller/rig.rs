@@ -95,6 +95,7 @@ impl Rig {
             Self { subsystem, controller, host, reactor, workers, memory, queues: Vec::new(), next_cid: 0 };
         rig.map(0, MEMORY, 0);
         rig.host.set_bus_master(true);
+        rig.controller.attach();
         rig
     }
 

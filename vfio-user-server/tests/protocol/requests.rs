@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vfio_user_server::wire::{DeviceInfo, HEADER, Header, SetIrqs, command, flags};
@@ -345,6 +346,7 @@ fn descriptors_that_take_for_ever_to_close_delay_nobody() {
     assert!(server.dial().is_closed_by_server(), "the control thread is there for others");
     drop(client);
     server.wait_detached(1);
+    assert_eq!(server.fake.attached.load(Ordering::SeqCst), 1, "who was turned away never came");
     *server.fake.hold.lock().unwrap() = None;
     // In the middle of a message.
     let client = server.connect();

@@ -34,6 +34,7 @@ pub struct Fake {
     /// What a client may map of BAR 0.
     pub area: Mutex<MappableArea>,
     pub resets: Mutex<Vec<Reset>>,
+    pub attached: AtomicUsize,
     pub detached: AtomicUsize,
     /// Called by `detach`.
     pub on_detach: Mutex<Option<Box<dyn Fn() + Send>>>,
@@ -67,6 +68,7 @@ impl Fake {
             registers: Mutex::new((0..0x4000).map(|i| i as u8).collect()),
             area: Mutex::new(area),
             resets: Mutex::default(),
+            attached: AtomicUsize::new(0),
             detached: AtomicUsize::new(0),
             on_detach: Mutex::default(),
             hold_detach: Mutex::default(),
@@ -88,6 +90,10 @@ impl Fake {
 impl PciFunction for Fake {
     fn info(&self) -> &FunctionInfo {
         &self.info
+    }
+
+    fn attach(&self) {
+        self.attached.fetch_add(1, Ordering::SeqCst);
     }
 
     fn mappable(&self, bar: u8) -> Option<MappableArea> {
