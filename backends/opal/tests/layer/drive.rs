@@ -58,8 +58,3 @@ pub fn key(seed: u64) -> Arc<XtsKey> {
 pub fn open(end: u64, key: Arc<XtsKey>) -> Extent {
     Extent { end, read_locked: false, write_locked: false, key: Some(key) }
 }
-
-/// Everything open, with one key.
-pub fn all(key: Arc<XtsKey>) -> RangeMap {
-    RangeMap { extents: vec![open(u64::MAX, key)], shadow: None }
-}

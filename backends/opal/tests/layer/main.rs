@@ -15,6 +15,8 @@ use block::testing::CasDevice;
 use block_file::{FileDevice, FileOptions};
 use block_memory::{MemoryDevice, NullDevice};
 
+use block_opal::RangeMap;
+use block_opal::crypto::xts::XtsKey;
 use drive::Drive;
 
 /// What the drive takes for itself.
@@ -61,3 +63,8 @@ fn file(sparse: bool) -> Drive {
 
 conformance_tests!(file_sparse, Suite::new(|| file(true)));
 conformance_tests!(file_full, Suite::new(|| file(false)));
+
+/// Everything open, with one key.
+fn all(key: Arc<XtsKey>) -> RangeMap {
+    RangeMap { extents: vec![drive::open(u64::MAX, key)], shadow: None }
+}
