@@ -1,7 +1,7 @@
 //! Secrets in memory: [`Secret`] of a length known at compile time, [`SecretBytes`] of any length. Their bytes are kept
-//! out of swap, of core dumps and of children, and are zeroed when they are dropped (see [`arena`]).
+//! out of swap, of core dumps and of children, and are zeroed when they are dropped (see `arena`).
 //!
-//! aws-lc's own heap, which holds the key schedules, comes from the same memory (see [`heap`]).
+//! aws-lc's own heap, which holds the key schedules, comes from the same memory (see `heap`).
 
 mod arena;
 mod heap;
@@ -31,7 +31,7 @@ pub fn lock_memory() -> Result<(), MemoryLockError> {
     ARENA.lock(READY)
 }
 
-/// Some bytes of [`ARENA`], exclusively owned.
+/// Some bytes of the arena, exclusively owned.
 struct Locked {
     at: NonNull<u8>,
     len: usize,

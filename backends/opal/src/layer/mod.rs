@@ -5,10 +5,11 @@
 //! - Locks ([`RangeMap`]): an `Io` that touches one locked block gets [`ErrorKind::AccessDenied`](block::ErrorKind) as a
 //!   whole. They hold from the moment [`Shared::publish`] returns for every `Io` that is submitted later.
 //! - Reads are decrypted where the device below has put them, in the guest's memory: so that shows ciphertext for a moment,
-//!   and keeps it if the read fails or is cancelled. A guest that changes it meanwhile gets something else decrypted, its own
-//!   drive's bytes in any case.
+//!   and keeps it if the read fails or is cancelled. A guest that writes there meanwhile may get what it wrote decrypted with
+//!   the key of a range that is open to it: that tells it nothing about the key (AES withstands chosen ciphertexts) or about
+//!   other ranges.
 //! - Writes are encrypted from the guest's memory, each byte of which is read once, into a buffer of the channel's
-//!   [`pool`], from which they are written.
+//!   pool ([`POOL_BYTES`]), from which they are written.
 //! - `sparse`: blocks that are all zeroes below read as zeroes, so discards and zeroes are passed down, and whoever sees the
 //!   device below sees which blocks hold nothing. That some data's ciphertext is all zeroes has probability 2^-4096 per block
 //!   of 512 bytes, and is not looked for. Without it, discards are not offered, and zeroes are encrypted like other data.
@@ -21,7 +22,8 @@
 //!
 //! ## How keys go
 //!
-//! Key schedules belong to one channel each (aws-lc's contexts are not for several threads), in its [`epoch`]. A channel
+//! Key schedules belong to one channel each (aws-lc's contexts are not for several threads), in what it makes of a map
+//! (its epoch). A channel
 //! takes the newest map when it gets its next `Io`; for those that get none, `publish` leaves a note in the inbox of their
 //! reactor, which makes them do so at its next turn, and wakes it for that. I/Os under way hold the epoch that they began with
 //! until they end. [`Shared::is_settled`] tells when all channels have let go of what was published before.

@@ -1,6 +1,7 @@
 //! Locks, keys, zeroes and the MBR shadow.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use block::testing::{Buffer, CasDevice, Rng, compare_and_write, plain, read, run, write};
@@ -317,6 +318,45 @@ fn a_reactor_that_sleeps_is_woken_to_let_go() {
     }
     thread.join().unwrap();
     assert!(drive.drive.shared.is_settled());
+}
+
+/// Whoever knows that a range was locked gets nothing through any more, on any thread.
+#[test]
+fn locks_hold_at_once_everywhere() {
+    const ROUNDS: u64 = 400;
+    let drive = Drive::locked(memory(UNIT), true);
+    let key = key(1);
+    // Odd while it is known to be locked.
+    let phase = AtomicU64::new(1);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let reactor = Reactor::new(8).unwrap();
+                let channel = drive.channel(&reactor).unwrap();
+                loop {
+                    let before = phase.load(Ordering::Acquire);
+                    let result = reactor.block_on(write(&*channel, UNIT, 0, &[1; 512]));
+                    let after = phase.load(Ordering::Acquire);
+                    if before == after && before % 2 == 1 {
+                        assert_eq!(result.unwrap_err().kind(), ErrorKind::AccessDenied);
+                    }
+                    if before >= 2 * ROUNDS {
+                        break;
+                    }
+                    reactor.turn();
+                }
+            });
+        }
+        for _ in 0..ROUNDS {
+            phase.fetch_add(1, Ordering::AcqRel);
+            drive.shared.publish(all(key.clone()));
+            let locked = Extent { end: u64::MAX, read_locked: true, write_locked: true, key: None };
+            drive.shared.publish(RangeMap { extents: vec![locked], shadow: None });
+            phase.fetch_add(1, Ordering::AcqRel);
+            std::thread::yield_now();
+        }
+    });
+    assert!(drive.shared.is_settled());
 }
 
 #[test]
