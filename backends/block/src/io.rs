@@ -326,6 +326,16 @@ pub struct Completed {
 }
 
 impl Completed {
+    /// The segments of the `Io`, for a layer that goes on with what was read into them.
+    ///
+    /// # Safety
+    /// Nothing here keeps their memory: the caller holds a clone of the `Io`'s guard, or is still in the `submit` of a channel
+    /// that got the `Io` and whose submitter keeps it mapped for so long. The same holds for what is made of the segments.
+    #[inline]
+    pub unsafe fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
     /// The emptied segment storage, to be filled again without an allocation.
     pub fn into_storage(self) -> Vec<Segment> {
         self.into_parts().1

@@ -6,10 +6,10 @@
 //!
 //! What it leaves out: how commands come (see `block::security` and `nvme-emu`).
 
-mod crypto;
-mod layer;
+pub mod crypto;
+pub mod layer;
 mod layout;
-mod secret;
+pub mod secret;
 
 pub use layer::map::{Extent, RangeMap};
 pub use layout::Layout;
