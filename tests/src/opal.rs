@@ -93,6 +93,12 @@ impl Drive {
     }
 }
 
+/// Where the first plaintext is in a file.
+#[track_caller]
+pub fn plaintext_in(path: &Path) -> Option<u64> {
+    search(path).plaintext
+}
+
 impl Default for Drive {
     fn default() -> Self {
         Self::new()
