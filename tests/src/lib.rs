@@ -8,6 +8,7 @@ pub mod ceph;
 pub mod control;
 pub mod data;
 pub mod guest;
+pub mod opal;
 pub mod resources;
 pub mod server;
 

@@ -26,6 +26,7 @@ pub const DISKS: Image = Image {
         "bash",
         "bsdextrautils",
         "coreutils",
+        "cryptsetup-bin", // with OPAL, by way of the kernel's ioctls
         "dash",
         "diffutils",
         "e2fsprogs",
@@ -40,6 +41,7 @@ pub const DISKS: Image = Image {
         "pciutils",
         "procps",
         "sed",
+        "sedutil", // TCG Opal, past the kernel
         "udev",
         "util-linux",
         "xfsprogs",
