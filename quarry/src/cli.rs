@@ -1,6 +1,7 @@
 //! The command line: what it accepts, and what its help says.
 
 pub mod control;
+pub mod opal;
 pub mod volume;
 
 use std::path::{Path, PathBuf};
@@ -102,6 +103,9 @@ pub enum Command {
     /// Look at a running server and change it: modes, queues, limits
     #[command(after_help = control::EXAMPLES)]
     Control(control::Control),
+    /// Look at the self-encrypting disks of a running server
+    #[command(after_help = opal::EXAMPLES)]
+    Opal(opal::Opal),
     /// Make, look at, resize and remove volumes on a Ceph cluster
     #[command(after_help = volume::EXAMPLES)]
     Volume(volume::Volume),
@@ -262,6 +266,7 @@ mod tests {
             .lines()
             .chain(SERVE_EXAMPLES.lines())
             .chain(volume::EXAMPLES.lines())
+            .chain(opal::EXAMPLES.lines())
             .chain(control::texts())
         {
             assert!(line.chars().count() <= 80, "{line}");

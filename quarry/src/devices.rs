@@ -1,34 +1,45 @@
 //! Opens the devices of a configuration, those below before those above.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use block::Device;
 use block::fault::{FaultDevice, Rule};
 use block_file::{FileDevice, FileOptions};
 use block_memory::{MemoryDevice, NullDevice};
+use block_opal::OpalDevice;
+use block_opal::device_key::KeyProvider;
 
 use crate::ceph;
 use crate::config::Config;
 use crate::config::diagnostic::Spot;
 use crate::config::model::{
     self as config, DeviceKind, FaultDevice as FaultConfig, FileDevice as FileConfig,
+    OpalDevice as OpalConfig,
 };
 use crate::server::StartError;
 
 /// Open devices by name.
 pub type Devices = BTreeMap<String, Arc<dyn Device>>;
 
+/// Self-encrypting drives among them, for who looks at them; the device belongs to [`Devices`].
+pub type Drives = BTreeMap<String, Weak<OpalDevice>>;
+
 /// Opens every device of a checked configuration.
-pub fn open(config: &Config) -> Result<Devices, StartError> {
-    let mut open = ceph::open(config)?;
+pub fn open(config: &Config) -> Result<(Devices, Drives), StartError> {
+    let (mut open, mut drives) = (ceph::open(config)?, Drives::new());
     for name in config.devices.keys() {
-        ensure(name, config, &mut open)?;
+        ensure(name, config, &mut open, &mut drives)?;
     }
-    Ok(open)
+    Ok((open, drives))
 }
 
-fn ensure(name: &str, config: &Config, open: &mut Devices) -> Result<Arc<dyn Device>, StartError> {
+fn ensure(
+    name: &str,
+    config: &Config,
+    open: &mut Devices,
+    drives: &mut Drives,
+) -> Result<Arc<dyn Device>, StartError> {
     if let Some(device) = open.get(name) {
         return Ok(device.clone());
     }
@@ -48,8 +59,14 @@ fn ensure(name: &str, config: &Config, open: &mut Devices) -> Result<Arc<dyn Dev
         DeviceKind::Rbd(_) | DeviceKind::Rados(_) => {
             return Err(StartError::new(&device.spot, "there is no cluster for it"));
         }
+        DeviceKind::Opal(opal) => {
+            let inner = ensure(&opal.on.value, config, open, drives)?;
+            let drive = open_drive(opal, &device.spot, inner)?;
+            drives.insert(name.to_owned(), Arc::downgrade(&drive));
+            drive
+        }
         DeviceKind::Fault(fault) => {
-            let inner = ensure(&fault.on.value, config, open)?;
+            let inner = ensure(&fault.on.value, config, open, drives)?;
             over_faults(fault, inner)
         }
     };
@@ -71,6 +88,12 @@ fn open_file(file: &FileConfig) -> Result<Arc<dyn Device>, StartError> {
     }
     let device = FileDevice::open(&options).map_err(|error| StartError::new(&file.path.spot, error))?;
     Ok(Arc::new(device))
+}
+
+fn open_drive(opal: &OpalConfig, spot: &Spot, inner: Arc<dyn Device>) -> Result<Arc<OpalDevice>, StartError> {
+    let key = opal.key.value.fetch().map_err(|error| StartError::new(&opal.key.spot, error))?;
+    let drive = OpalDevice::open(inner, key, opal.options.clone());
+    drive.map(Arc::new).map_err(|error| StartError::new(spot, error))
 }
 
 fn over_faults(config: &FaultConfig, inner: Arc<dyn Device>) -> Arc<dyn Device> {

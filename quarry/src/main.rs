@@ -32,6 +32,13 @@ fn main() -> ExitCode {
                 exit::FAILED
             }
         },
+        Command::Opal(arguments) => match arguments.run() {
+            Ok(text) => print_all(text.as_bytes()),
+            Err(error) => {
+                complain(format_args!("error: {error}"));
+                exit::FAILED
+            }
+        },
         Command::Volume(arguments) => match arguments.run() {
             Ok(text) => print_all(text.as_bytes()),
             Err(report) => {

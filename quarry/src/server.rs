@@ -93,7 +93,7 @@ impl Server {
             sockets.insert(name, crate::endpoint::socket_name(&controller.socket, inherited.get(name))?);
         }
         let socket_of = |name: &str| sockets.get(name).map_or(&[][..], Vec::as_slice);
-        let devices = devices::open(config)?;
+        let (devices, drives) = devices::open(config)?;
         let reactors = Arc::new(start_reactors(config)?);
 
         let mut shared: BTreeMap<&str, Built> = BTreeMap::new();
@@ -140,6 +140,7 @@ impl Server {
         let control = Arc::new(Control {
             reactors: reactors.clone(),
             controllers: controlled,
+            drives,
             started: Instant::now(),
         });
         let patience = crate::ceph::patience(config);

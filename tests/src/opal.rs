@@ -68,7 +68,7 @@ impl Drive {
     #[track_caller]
     pub fn psid(&self, server: &Server) -> String {
         let output = Command::new(quarry())
-            .args(["opal", "psid", "quarry.toml", "disk", "--control", "control.sock"])
+            .args(["opal", "psid", "disk", "--socket", "control.sock"])
             .current_dir(server.dir())
             .output()
             .expect("quarry runs");

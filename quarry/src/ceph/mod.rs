@@ -110,7 +110,11 @@ fn open_one(kind: &DeviceKind, cluster: &Arc<Cluster>) -> Result<Option<Arc<dyn 
     Ok(match kind {
         DeviceKind::Rbd(rbd) => Some(Arc::new(RbdDevice::open(cluster, &rbd.options())?)),
         DeviceKind::Rados(rados) => Some(Arc::new(RadosDevice::open(cluster, &rados.options())?)),
-        DeviceKind::Memory(..) | DeviceKind::Null(_) | DeviceKind::File(_) | DeviceKind::Fault(_) => None,
+        DeviceKind::Memory(..)
+        | DeviceKind::Null(_)
+        | DeviceKind::File(_)
+        | DeviceKind::Opal(_)
+        | DeviceKind::Fault(_) => None,
     })
 }
 

@@ -59,6 +59,10 @@ fn look(cluster: &Arc<Cluster>, kind: &DeviceKind) -> Result<(), OpenError> {
             RbdDevice::open(cluster, &RbdOptions { read_only: true, ..rbd.options() }).map(drop)
         }
         DeviceKind::Rados(rados) => Volume::info(cluster, &rados.options().volume).map(drop),
-        DeviceKind::Memory(..) | DeviceKind::Null(_) | DeviceKind::File(_) | DeviceKind::Fault(_) => Ok(()),
+        DeviceKind::Memory(..)
+        | DeviceKind::Null(_)
+        | DeviceKind::File(_)
+        | DeviceKind::Opal(_)
+        | DeviceKind::Fault(_) => Ok(()),
     }
 }

@@ -117,12 +117,17 @@ fn limited(target: &str) -> Map<String, Value> {
     params
 }
 
+/// A client of the socket that was named, in the environment if not by an option.
+pub(super) fn connect(socket: Option<PathBuf>) -> Result<Client, String> {
+    let from_environment = || std::env::var_os("QUARRY_CONTROL").filter(|path| !path.is_empty());
+    let socket = socket.or_else(|| from_environment().map(PathBuf::from));
+    Client::connect(&socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
+}
+
 impl Control {
     /// Does it; what there is to print, or what went wrong.
     pub fn run(&self) -> Result<String, String> {
-        let from_environment = || std::env::var_os("QUARRY_CONTROL").filter(|path| !path.is_empty());
-        let socket = self.socket.clone().or_else(|| from_environment().map(PathBuf::from));
-        let mut client = Client::connect(&socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))?;
+        let mut client = connect(self.socket.clone())?;
         let mut call = |method: &str, params| client.call(method, params);
         match &self.command {
             Command::Status { json } => {

@@ -97,7 +97,9 @@ fn devices(config: &Config, sink: &Sink) {
                 (Some(&plain.size), plain.block_size.value)
             }
             DeviceKind::File(file) => (file.size.as_ref(), file.block_size.value),
-            DeviceKind::Rbd(_) | DeviceKind::Rados(_) | DeviceKind::Fault(_) => (None, 512),
+            DeviceKind::Rbd(_) | DeviceKind::Rados(_) | DeviceKind::Opal(_) | DeviceKind::Fault(_) => {
+                (None, 512)
+            }
         };
         if let Some(size) = size {
             check_size(size, block_size, sink);

@@ -57,7 +57,9 @@ pub(super) fn spot_of_name(device: &DeviceConfig) -> &Spot {
         DeviceKind::Rbd(rbd) => &rbd.image.spot,
         DeviceKind::Rados(rados) => &rados.volume.spot,
         DeviceKind::File(file) => &file.path.spot,
-        DeviceKind::Memory(..) | DeviceKind::Null(_) | DeviceKind::Fault(_) => &device.spot,
+        DeviceKind::Memory(..) | DeviceKind::Null(_) | DeviceKind::Opal(_) | DeviceKind::Fault(_) => {
+            &device.spot
+        }
     }
 }
 

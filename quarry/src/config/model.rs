@@ -152,6 +152,8 @@ pub enum DeviceKind {
     Rbd(Box<RbdDevice>),
     /// A volume on a Ceph cluster.
     Rados(Box<RadosDevice>),
+    /// A self-encrypting drive over another device.
+    Opal(OpalDevice),
     /// Injects faults over another device.
     Fault(FaultDevice),
 }
@@ -165,6 +167,7 @@ impl DeviceKind {
             Self::File(_) => "file",
             Self::Rbd(_) => "rbd",
             Self::Rados(_) => "rados",
+            Self::Opal(_) => "opal",
             Self::Fault(_) => "fault",
         }
     }
@@ -173,6 +176,7 @@ impl DeviceKind {
     pub fn inner(&self) -> Vec<&At<String>> {
         match self {
             Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Rbd(_) | Self::Rados(_) => Vec::new(),
+            Self::Opal(opal) => vec![&opal.on],
             Self::Fault(fault) => vec![&fault.on],
         }
     }
@@ -212,6 +216,17 @@ pub enum Direct {
     On,
     /// Through the page cache.
     Off,
+}
+
+/// A self-encrypting drive over another device.
+#[derive(Clone, Debug)]
+pub struct OpalDevice {
+    /// The device below.
+    pub on: At<String>,
+    /// Where the device key is.
+    pub key: At<block_opal::device_key::DeviceKeySource>,
+    /// How it is.
+    pub options: block_opal::OpalOptions,
 }
 
 /// Faults over another device.

@@ -114,7 +114,7 @@ impl DeviceKind {
         match self {
             Self::Rbd(rbd) => Some(&rbd.place),
             Self::Rados(rados) => Some(&rados.place),
-            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Fault(_) => None,
+            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Opal(_) | Self::Fault(_) => None,
         }
     }
 
@@ -123,7 +123,7 @@ impl DeviceKind {
         match self {
             Self::Rbd(rbd) => Some(&mut rbd.place),
             Self::Rados(rados) => Some(&mut rados.place),
-            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Fault(_) => None,
+            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Opal(_) | Self::Fault(_) => None,
         }
     }
 
@@ -134,7 +134,7 @@ impl DeviceKind {
             Self::Rados(rados) => {
                 Some((format!("the volume {}", volume_spec(&rados.options().volume)), rados.place.read_only))
             }
-            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Fault(_) => None,
+            Self::Memory(..) | Self::Null(_) | Self::File(_) | Self::Opal(_) | Self::Fault(_) => None,
         }
     }
 }

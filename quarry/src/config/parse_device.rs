@@ -6,9 +6,12 @@ use std::time::Duration;
 use block::ErrorKind;
 use block::fault::{Action, Ops};
 use block_memory::HugePages;
+use block_opal::OpalOptions;
+use block_opal::crypto::kdf::Cost;
+use block_opal::device_key::DeviceKeySource;
 
 use super::diagnostic::{At, Spot};
-use super::model::{DeviceKind, Direct, FaultDevice, FaultRule, FileDevice, Plain};
+use super::model::{DeviceKind, Direct, FaultDevice, FaultRule, FileDevice, OpalDevice, Plain};
 use super::parse::absolute;
 use super::reader::Section;
 use super::{defaults, parse_ceph};
@@ -20,15 +23,17 @@ enum Type {
     File,
     Rbd,
     Rados,
+    Opal,
     Fault,
 }
 
-const TYPES: [(&str, Type); 6] = [
+const TYPES: [(&str, Type); 7] = [
     ("file", Type::File),
     ("rbd", Type::Rbd),
     ("rados", Type::Rados),
     ("memory", Type::Memory),
     ("null", Type::Null),
+    ("opal", Type::Opal),
     ("fault", Type::Fault),
 ];
 
@@ -75,6 +80,7 @@ pub(super) fn device(section: Section<'_>, base: &Path) -> Option<DeviceKind> {
         Type::File => file(&section, base).map(DeviceKind::File),
         Type::Rbd => parse_ceph::rbd(&section).map(|rbd| DeviceKind::Rbd(Box::new(rbd))),
         Type::Rados => parse_ceph::rados(&section).map(|rados| DeviceKind::Rados(Box::new(rados))),
+        Type::Opal => opal(&section, base).map(DeviceKind::Opal),
         Type::Fault => fault(&section).map(DeviceKind::Fault),
     };
     section.finish();
@@ -132,6 +138,51 @@ fn file(section: &Section<'_>, base: &Path) -> Option<FileDevice> {
         return None;
     }
     Some(FileDevice { path: path.map(|path| absolute(base, &path)), size, block_size, direct, read_only })
+}
+
+fn opal(section: &Section<'_>, base: &Path) -> Option<OpalDevice> {
+    let on = match section.get("on") {
+        Some(_) => section.string("on", "\"disk\""),
+        None => section.missing("on", "\"disk\""),
+    };
+    let key = match section.get("key") {
+        Some(_) => section.string("key", KEY_EXAMPLE),
+        None => section.missing("key", KEY_EXAMPLE),
+    };
+    let key = key.and_then(|key| key_source(&key, base, section));
+    let mut options = OpalOptions {
+        sparse: section.get("discard").is_none() || section.flag("discard"),
+        lock_on_reset: section.flag("lock_on_reset"),
+        ..OpalOptions::default()
+    };
+    if let Some(memory) = section.size("pin_memory") {
+        let cost = Cost { memory_kib: u32::try_from(memory.value >> 10).unwrap_or(u32::MAX), ..options.cost };
+        if cost.is_allowed() {
+            options.cost = cost;
+        } else {
+            let (least, most) = (Cost::LEAST.memory_kib >> 10, Cost::MOST.memory_kib >> 10);
+            let message = format!("{} bytes are not what trying a PIN can take", memory.value);
+            section.sink().error(&memory.spot, message, format!("use \"{least}M\" to \"{most}M\""));
+        }
+    }
+    Some(OpalDevice { on: on?, key: key?, options })
+}
+
+const KEY_EXAMPLE: &str = "\"file:/etc/quarry/opal.key\"";
+
+fn key_source(key: &At<String>, base: &Path, section: &Section<'_>) -> Option<At<DeviceKeySource>> {
+    match key.value.parse() {
+        Ok(DeviceKeySource::File(path)) => {
+            let path = absolute(base, &path.to_string_lossy());
+            Some(At::new(DeviceKeySource::File(path), key.spot.clone()))
+        }
+        Ok(source) => Some(At::new(source, key.spot.clone())),
+        Err(error) => {
+            let help = format!("for example: key = {KEY_EXAMPLE}; a key itself never stands here");
+            section.sink().error(&key.spot, error.to_string(), help);
+            None
+        }
+    }
 }
 
 fn fault(section: &Section<'_>) -> Option<FaultDevice> {

@@ -13,7 +13,8 @@ use crate::config::model::Mode;
 use crate::config::reader::expected;
 use crate::reactor::ReactorThread;
 
-const METHODS: [&str; 5] = ["status", "reactor.set_mode", "queue.move", "limits.get", "limits.set"];
+const METHODS: [&str; 7] =
+    ["status", "reactor.set_mode", "queue.move", "limits.get", "limits.set", "opal.status", "opal.psid"];
 
 /// How long an answer waits for a queue to be moved. The move itself goes on.
 const MOVE: Duration = Duration::from_secs(10);
@@ -44,6 +45,8 @@ impl Control {
             "queue.move" => self.move_queue(params).await,
             "limits.get" => self.get_limits(params),
             "limits.set" => self.set_limits(params),
+            "opal.status" => self.drive_status(params).await,
+            "opal.psid" => self.drive_psid(params).await,
             _ => {
                 let help = expected(method, METHODS.into_iter());
                 Err(Failure::new(Failure::METHOD, format!("there is no such method: {help}")))

@@ -8,6 +8,7 @@
 pub mod client;
 mod limits;
 mod methods;
+mod opal;
 mod params;
 pub mod rpc;
 pub mod serve;
@@ -20,6 +21,7 @@ use std::time::Instant;
 
 use nvme_emu::Controller;
 
+use crate::devices::Drives;
 use crate::reactor::ReactorThread;
 
 /// The reactors and controllers of a server.
@@ -28,6 +30,8 @@ pub struct Control {
     pub reactors: Arc<Vec<ReactorThread>>,
     /// In the order of their names.
     pub controllers: Vec<Controlled>,
+    /// Self-encrypting drives, by the names of their devices.
+    pub drives: Drives,
     /// When the server was started.
     pub started: Instant,
 }

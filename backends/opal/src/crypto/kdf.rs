@@ -52,8 +52,7 @@ pub fn stretch(
     if !cost.is_allowed() {
         return Err(CryptoError);
     }
-    let params =
-        Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(|_| CryptoError)?;
+    let params = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(|_| CryptoError)?;
     let blocks = params.block_count();
     let argon2 = Argon2::new_with_secret(pepper.bytes(), Algorithm::Argon2id, Version::V0x13, params)
         .map_err(|_| CryptoError)?;
@@ -71,7 +70,8 @@ pub fn stretch(
 /// so many times [`Cost`]'s memory is in use at most.
 pub const AT_ONCE: usize = 2;
 
-static GATE: Gate = Gate { state: Mutex::new(Turns { next: 0, served: 0, inside: 0 }), changed: Condvar::new() };
+static GATE: Gate =
+    Gate { state: Mutex::new(Turns { next: 0, served: 0, inside: 0 }), changed: Condvar::new() };
 
 /// Lets so many in, in the order they came.
 struct Gate {
@@ -131,10 +131,8 @@ pub fn derive(key: &Secret<32>, salt: &[u8], info: &[u8]) -> Secret<32> {
 pub fn extract(material: &[u8], salt: &[u8], info: &[u8]) -> Secret<32> {
     let info = [info];
     Secret::new(|bytes| {
-        let filled = Salt::new(HKDF_SHA256, salt)
-            .extract(material)
-            .expand(&info, Len)
-            .and_then(|okm| okm.fill(bytes));
+        let filled =
+            Salt::new(HKDF_SHA256, salt).extract(material).expand(&info, Len).and_then(|okm| okm.fill(bytes));
         // Only lengths can be wrong, and they are not.
         assert!(filled.is_ok(), "HKDF of 32 bytes");
     })
@@ -177,10 +175,8 @@ mod tests {
 
     #[test]
     fn only_so_many_at_once_and_in_order() {
-        let gate = Gate {
-            state: Mutex::new(Turns { next: 0, served: 0, inside: 0 }),
-            changed: Condvar::new(),
-        };
+        let gate =
+            Gate { state: Mutex::new(Turns { next: 0, served: 0, inside: 0 }), changed: Condvar::new() };
         let order = Mutex::new(Vec::new());
         let held: Vec<_> = (0..AT_ONCE).map(|_| gate.enter()).collect();
         std::thread::scope(|scope| {

@@ -289,8 +289,17 @@ pub fn acl(locking: &Locking, sp: Sp, object: u64, wanted: u64) -> Option<Vec<u3
         _ if is_table => return None,
         (
             _,
-            uid::TABLE | uid::SP_INFO | uid::SP_TEMPLATES | uid::METHOD_ID | uid::TEMPLATE | uid::SP
-            | uid::TPER_INFO | uid::SECRET_PROTECT | uid::LOCKING_INFO | uid::MBR_CONTROL | uid::DATA_REMOVAL,
+            uid::TABLE
+            | uid::SP_INFO
+            | uid::SP_TEMPLATES
+            | uid::METHOD_ID
+            | uid::TEMPLATE
+            | uid::SP
+            | uid::TPER_INFO
+            | uid::SECRET_PROTECT
+            | uid::LOCKING_INFO
+            | uid::MBR_CONTROL
+            | uid::DATA_REMOVAL,
             method::GET,
         )
         | (Sp::Admin, uid::ACE | uid::AUTHORITY, method::GET) => vec![ACE_ANYBODY],
@@ -431,6 +440,7 @@ pub fn pin_holder(object: u64) -> Option<Holder> {
     // Rows of C_PIN have the numbers of their authorities, but for the SID's.
     match object {
         uid::C_PIN_SID => Some(Holder::Sid),
+        _ if uid::table_of(object) != uid::C_PIN => None,
         _ => holder(object - uid::C_PIN + uid::AUTHORITY).filter(|holder| *holder != Holder::Sid),
     }
 }

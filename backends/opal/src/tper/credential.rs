@@ -65,14 +65,20 @@ impl Credential {
     /// A credential with a new pair and the empty PIN.
     pub fn empty(keys: &LocalKeys, try_limit: u32) -> Outcome<Self> {
         let (secret, public) = exchange::generate().map_err(|_| Status::TperMalfunction)?;
-        let sealed = seal::seal(&keys.open, CONTEXT, secret.secret().bytes())
-            .map_err(|_| Status::TperMalfunction)?;
+        let sealed =
+            seal::seal(&keys.open, CONTEXT, secret.secret().bytes()).map_err(|_| Status::TperMalfunction)?;
         Ok(Self { public, sealed, lock: Lock::Empty, try_limit, tries: 0, persistence: false })
     }
 
     /// The same with the MSID as its PIN.
     pub fn with_msid(keys: &LocalKeys, try_limit: u32) -> Outcome<Self> {
         Ok(Self { lock: Lock::Msid, ..Self::empty(keys, try_limit)? })
+    }
+
+    /// The same PIN as an administrator of the Locking SP has it: tries are not limited.
+    pub fn of_administrator(mut self) -> Self {
+        (self.try_limit, self.tries) = (0, 0);
+        self
     }
 
     /// Whether its PIN is the MSID.

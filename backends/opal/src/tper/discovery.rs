@@ -1,7 +1,7 @@
 //! Level 0 Discovery (TCG Core 2.01, 3.3.6; Opal 2.01, 3.1.1; the feature sets' own sections).
 
-use super::state::{ADMINS, MAX_DATA_STORES, RANGES, State, USERS};
 use super::objects::Geometry;
+use super::state::{ADMINS, MAX_DATA_STORES, RANGES, State, USERS};
 use crate::layout::DATA_STORE_BYTES;
 
 /// What discovery says besides the tables.
@@ -62,9 +62,7 @@ pub fn discovery(state: &State, geometry: Geometry, condition: &Condition) -> Ve
 
     let (any, all, policy) = match &locking.single_user {
         None => (false, false, false),
-        Some(mode) => {
-            (mode.ranges != 0, mode.ranges == (1 << RANGES) - 1, mode.admins_set_geometry)
-        }
+        Some(mode) => (mode.ranges != 0, mode.ranges == (1 << RANGES) - 1, mode.admins_set_geometry),
     };
     let single = bits(&[any, all, policy]);
     feature(&mut out, 0x0201, 1, &body::<12>(&[(0, &u32::from(RANGES).to_be_bytes()), (4, &[single])]));

@@ -6,8 +6,8 @@ use super::objects;
 use super::packet;
 use super::status::{Outcome, Status};
 use super::token::Writer;
-use super::{Tper, uid};
 use super::uid::method;
+use super::{Tper, uid};
 
 /// Bytes of an answer besides its data: frames, lists, an atom's header, the status list, padding.
 const ANSWER: usize = packet::HEADERS + 24;
@@ -112,8 +112,7 @@ impl Tper {
         args.end()?;
         self.allowed(session, table, method::NEXT)?;
         let sp = self.sessions[session].sp;
-        let rows =
-            objects::rows(&self.view(session).state, sp, table).ok_or(Status::InvalidParameter)?;
+        let rows = objects::rows(&self.view(session).state, sp, table).ok_or(Status::InvalidParameter)?;
         let from = match start {
             None => 0,
             Some(row) => rows.iter().position(|uid| *uid == row).ok_or(Status::InvalidParameter)? + 1,

@@ -176,9 +176,10 @@ fn unseal(
     keys: &LocalKeys,
     secrets: &[(Holder, PairSecret)],
 ) -> Outcome<XtsKey> {
-    let open = stored.open.as_ref().and_then(|sealed| {
-        seal::open_secret::<64>(&keys.open, &context(range, None), sealed).ok()
-    });
+    let open = stored
+        .open
+        .as_ref()
+        .and_then(|sealed| seal::open_secret::<64>(&keys.open, &context(range, None), sealed).ok());
     let of_session = || {
         secrets.iter().find_map(|(holder, secret)| {
             let sealed = stored.slots.get(holder)?;

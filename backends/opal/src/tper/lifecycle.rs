@@ -125,7 +125,9 @@ impl Mode {
         let mut mode = Self::default();
         while let Some(mut named) = args.named()? {
             match named.uint()? {
-                SINGLE_USER_RANGES if mode.ranges.is_none() => mode.ranges = Some(Self::read_ranges(&mut named)?),
+                SINGLE_USER_RANGES if mode.ranges.is_none() => {
+                    mode.ranges = Some(Self::read_ranges(&mut named)?)
+                }
                 GEOMETRY_POLICY => mode.admins_set_geometry = named.bool()?,
                 DATA_STORE_SIZES if mode.data_stores.is_none() => {
                     mode.data_stores = Some(Self::read_sizes(&mut named)?);
@@ -186,7 +188,7 @@ fn activate(live: &mut Live, keys: &LocalKeys, mode: &Mode, admin1: Credential) 
     let locking = &mut live.state.locking;
     let others = (1..ADMINS).map(|_| Ok(account(false, Credential::empty(keys, 0)?)));
     let admins: Outcome<Vec<_>> =
-        std::iter::once(Ok(account(true, Credential { try_limit: 0, tries: 0, ..admin1 }))).chain(others).collect();
+        std::iter::once(Ok(account(true, admin1.of_administrator()))).chain(others).collect();
     locking.admins = admins?;
     locking.single_user = mode
         .ranges

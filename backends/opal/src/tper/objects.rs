@@ -458,4 +458,3 @@ fn range(state: &State, range: u8) -> Option<Vec<Column>> {
 pub fn data_store_offset(state: &State, number: usize) -> u64 {
     state.locking.data_stores.iter().take(number).sum::<u64>().min(DATA_STORE_BYTES)
 }
-

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::Tper;
 use super::access::{self, Sp};
 use super::args::{Args, Call};
 use super::authenticate::Present;
@@ -10,7 +11,6 @@ use super::state::Holder;
 use super::status::{Outcome, Status};
 use super::token::Writer;
 use super::uid::{self, method};
-use super::Tper;
 use crate::crypto::exchange::PairSecret;
 
 /// How long a session may be idle if its host asks for nothing else: a host that was killed leaves its session behind,

@@ -2,13 +2,13 @@
 
 use super::access::{self, Sp, Term};
 use super::args::Args;
+use super::credential::MAX_PIN;
 use super::keyring::Keyring;
 use super::objects::{self, Geometry};
 use super::state::{Holder, Resets, State};
 use super::status::{Outcome, Status};
 use super::uid::{self, method};
 use super::{Live, Tper};
-use super::credential::MAX_PIN;
 
 /// The longest name that an owner can give.
 const MAX_COMMON_NAME: usize = 32;
@@ -71,7 +71,7 @@ fn common_name(value: &Args<'_>) -> Outcome<Vec<u8>> {
     Ok(bytes(value, MAX_COMMON_NAME)?.to_vec())
 }
 
-/// A LockOnReset or DoneOnReset: {0} or {0, 3} (Opal 2.01, 4.3.5.2.2 and 4.3.5.3.1).
+/// A LockOnReset or DoneOnReset: {0} or {0, 3} (Opal 2.01, 4.3.5.2.2 and 4.3.5.3.1); or empty, by which tools turn it off.
 fn resets(mut value: Args<'_>) -> Outcome<Resets> {
     let mut list = value.list()?;
     value.end()?;
@@ -83,7 +83,7 @@ fn resets(mut value: Args<'_>) -> Outcome<Resets> {
             _ => return Err(Status::InvalidParameter),
         }
     }
-    if resets.power_cycle { Ok(resets) } else { Err(Status::InvalidParameter) }
+    Ok(resets)
 }
 
 /// A BooleanExpr: pairs of a half UID, which says what follows, and an authority or an operator.
@@ -133,7 +133,9 @@ impl Tper {
         }
         if uid::table_of(object) == uid::C_PIN {
             let holder = access::pin_holder(object).ok_or(Status::NotAuthorized)?;
-            return columns.iter().try_for_each(|(_, value)| self.set_pin(session, holder, bytes(value, MAX_PIN)?));
+            return columns
+                .iter()
+                .try_for_each(|(_, value)| self.set_pin(session, holder, bytes(value, MAX_PIN)?));
         }
         let geometry = self.geometry;
         self.change(session, false, |live, _| set_columns(&mut live.state, geometry, sp, object, &columns))
@@ -247,12 +249,7 @@ fn set_columns(
     Ok(())
 }
 
-fn set_range(
-    state: &mut State,
-    geometry: Geometry,
-    number: u8,
-    columns: &[(u8, Args<'_>)],
-) -> Outcome<()> {
+fn set_range(state: &mut State, geometry: Geometry, number: u8, columns: &[(u8, Args<'_>)]) -> Outcome<()> {
     let ranges = &mut state.locking.ranges;
     let mut row = ranges.get(usize::from(number)).ok_or(Status::NotAuthorized)?.clone();
     let mut moved = false;

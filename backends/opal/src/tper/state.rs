@@ -122,10 +122,7 @@ impl Range {
     /// The same after a power cycle, whatever happens before it.
     pub fn locks_after_power_cycle(&self) -> (bool, bool) {
         let locks = |enabled: bool, locked: bool| enabled && (locked || self.lock_on_reset.power_cycle);
-        (
-            locks(self.read_lock_enabled, self.read_locked),
-            locks(self.write_lock_enabled, self.write_locked),
-        )
+        (locks(self.read_lock_enabled, self.read_locked), locks(self.write_lock_enabled, self.write_locked))
     }
 }
 
@@ -218,5 +215,23 @@ impl State {
             .into_iter()
             .chain(&mut locking.admins)
             .chain(&mut locking.users)
+    }
+}
+
+impl State {
+    /// Whether it has the rows that it has to have: what comes from a medium may be anything.
+    pub fn is_sound(&self) -> bool {
+        let locking = &self.locking;
+        let (admins, users) = match locking.active {
+            true => (usize::from(ADMINS), usize::from(USERS)),
+            false => (0, 0),
+        };
+        let ranges = &locking.ranges;
+        ranges.len() == usize::from(RANGES)
+            && locking.admins.len() == admins
+            && locking.users.len() == users
+            && ranges.iter().all(|range| range.start.checked_add(range.length).is_some())
+            && (1..=usize::from(MAX_DATA_STORES)).contains(&locking.data_stores.len())
+            && locking.data_stores.iter().try_fold(0_u64, |sum, size| sum.checked_add(*size)).is_some()
     }
 }

@@ -84,10 +84,6 @@ uids! {
     C_PIN_ADMIN_SP_ADMIN = C_PIN | 0x0201;
     /// The PIN on the label.
     C_PIN_PSID = C_PIN | 0x0001_FF01;
-    /// PINs of administrators, from 1 on.
-    C_PIN_ADMIN = C_PIN | 0x0001_0000;
-    /// PINs of users, from 1 on.
-    C_PIN_USER = C_PIN | 0x0003_0000;
 
     /// Locking, global range.
     GLOBAL_RANGE = LOCKING | 1;
