@@ -9,9 +9,6 @@ use super::token::Writer;
 use super::uid::method;
 use super::{Tper, uid};
 
-/// Bytes of an answer besides its data: frames, lists, an atom's header, the status list, padding.
-const ANSWER: usize = packet::HEADERS + 24;
-
 /// A Cellblock.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cells {
@@ -86,7 +83,8 @@ impl Tper {
             return Err(Status::InvalidParameter);
         }
         let len = last - first + 1;
-        if len > self.com.properties.response_limit().saturating_sub(ANSWER) as u64 {
+        // Before so much is read; whether the whole answer fits is seen when it is there.
+        if len > self.com.properties.response_limit().saturating_sub(packet::HEADERS) as u64 {
             return Err(Status::ResponseOverflow);
         }
         let mut bytes = vec![0; len as usize];

@@ -507,7 +507,8 @@ impl Tper {
         let own = self.sessions[session].tsn;
         match result {
             Ok(results) => {
-                let len = writer.len() + results.len() + packet::HEADERS + 8;
+                let stream = writer.len() + results.len() + STATUS;
+                let len = stream.next_multiple_of(4) + packet::HEADERS;
                 if len > self.com.properties.response_limit() {
                     refuse(writer, Status::ResponseOverflow);
                     return false;
@@ -650,6 +651,9 @@ fn transaction_status(reader: &mut Reader<'_>) -> Outcome<u64> {
         _ => Err(Status::InvalidParameter),
     }
 }
+
+/// Bytes of a status list, with what comes before it.
+const STATUS: usize = 6;
 
 fn refuse(writer: &mut Writer, status: Status) {
     writer.list(|_| {}).status(status as u8);

@@ -1,0 +1,6 @@
+//! The TPer as a host sees it: transcripts, flows of the usual tools, and what hostile hosts send.
+
+mod client;
+mod flows;
+mod hostile;
+mod transcripts;
