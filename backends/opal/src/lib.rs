@@ -7,8 +7,10 @@
 //! What it leaves out: how commands come (see `block::security` and `nvme-emu`).
 
 pub mod crypto;
+pub mod device_key;
 pub mod layer;
 mod layout;
+pub mod media;
 pub mod secret;
 
 pub use layer::map::{Extent, RangeMap};
