@@ -2,6 +2,7 @@
 //! small random source. Nothing here is used by the program itself.
 
 mod cas;
+mod power;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use std::task::Poll;
 use crate::{AlignedBuf, Channel, Error, Io, Op, Segment};
 
 pub use cas::CasDevice;
+pub use power::{Failure, PowerDevice};
 
 /// Memory that plays the guest: shared by handles and by the [`Io`]s made from it, freed when all are gone.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use crate::crypto::kdf::Cost;
 use crate::layer;
 use crate::layout::{DATA_START, Layout};
-use crate::media::store::LoadError;
+use crate::media::{FormatError, LoadError};
 use crate::secret::{self, MemoryLockError, Secret};
 use crate::service::Service;
 use crate::status::OpalStatus;
@@ -51,6 +51,12 @@ pub enum OpenError {
     /// No state.
     #[error("{0}")]
     Load(#[from] LoadError),
+    /// It cannot be made.
+    #[error("{0}")]
+    Format(#[from] FormatError),
+    /// The state opens, and makes no sense to this release.
+    #[error("the state of the disk is not one that this release knows: use the release that wrote it")]
+    State,
     /// No random bytes, or no memory.
     #[error("the cryptographic library failed")]
     Random,

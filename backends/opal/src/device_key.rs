@@ -1,12 +1,18 @@
-//! The device key: what seals a drive's state. It is named in the configuration and stands elsewhere.
+//! [`DeviceKeySource`]: where the key comes from that everything on a drive is sealed with.
 //!
-//! Its material is at least 32 bytes, which are taken as they are (a line's end counts), and hashed.
+//! Whoever has the device and this key has what a factory-new drive gives everybody: the data of ranges that were never
+//! locked. So it belongs somewhere else than the device. The key is made from [`LEAST`] to [`MOST`] bytes as they are: a
+//! newline at the end counts as one of them. They should be random (`head -c 64 /dev/urandom`), not a password: nothing
+//! stretches them.
 
+mod keyring;
+
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -15,56 +21,83 @@ use zeroize::Zeroizing;
 use crate::crypto::kdf;
 use crate::secret::Secret;
 
-/// The least and the most material.
-const BYTES: std::ops::RangeInclusive<usize> = 32..=4096;
+/// The least bytes that make a key.
+pub const LEAST: usize = 32;
+/// The most bytes that make a key.
+pub const MOST: usize = 4096;
 
-/// Who gives out a device key: the seam for a key management service.
+/// What the key is made for.
+const PURPOSE: &[u8] = b"quarry device key";
+
+/// Gives the device key: the seam for a key management service.
 pub trait KeyProvider {
-    /// The key.
+    /// The key. May block.
     ///
     /// # Errors
-    /// It is not there, or is not one; the error says what to do and shows nothing of it.
+    /// There is none; the text says what to do, and shows nothing of a key.
     fn fetch(&self) -> Result<Secret<32>, KeyError>;
 }
 
-/// Why there is no key.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct KeyError(String);
-
-/// Where a key is.
+/// Where the device key comes from. As a text: `file:/abs/path`, `env:NAME`, `credential:NAME`, `keyring:DESCRIPTION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceKeySource {
-    /// `file:PATH`, for its owner's eyes only.
+    /// A file that nobody but its owner may touch.
     File(PathBuf),
-    /// `env:NAME`, an environment variable.
+    /// An environment variable. Others with this user's rights, and children, see it for as long as the process lives.
     Env(String),
-    /// `credential:NAME`, of systemd (`LoadCredential=`, `LoadCredentialEncrypted=`).
+    /// A credential of the systemd unit (`LoadCredential=`, `LoadCredentialEncrypted=`).
     Credential(String),
-    /// `keyring:DESCRIPTION`, a key of type "user" in the kernel's keyrings.
+    /// A key of type `user` in this process's, session's or user's keyring of the Linux kernel.
     Keyring(String),
 }
 
-impl FromStr for DeviceKeySource {
-    type Err = KeyError;
+/// A text that names no source.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not a source of a device key: {reason}. Use file:/absolute/path, env:NAME, credential:NAME (of the systemd unit) or \
+     keyring:DESCRIPTION (of the Linux kernel)"
+)]
+pub struct ParseError {
+    reason: &'static str,
+}
 
-    fn from_str(text: &str) -> Result<Self, KeyError> {
-        let wrong = || {
-            KeyError(
-                "a key is named as file:PATH, env:NAME, credential:NAME or keyring:DESCRIPTION".to_owned(),
-            )
-        };
-        let (kind, name) = text.split_once(':').filter(|(_, name)| !name.is_empty()).ok_or_else(wrong)?;
-        let name = name.to_owned();
-        if name.contains('\0') {
-            return Err(wrong());
+/// Why there is no device key.
+#[derive(Debug, thiserror::Error)]
+#[error("the device key from {from}: {why}")]
+pub struct KeyError {
+    from: String,
+    why: String,
+}
+
+impl KeyError {
+    /// `why` says what is wrong and what to do about it, and shows nothing of a key. For providers elsewhere.
+    pub fn new(from: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self { from: from.to_string(), why: why.to_string() }
+    }
+}
+
+impl FromStr for DeviceKeySource {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let wrong = |reason| Err(ParseError { reason });
+        // The text itself is not shown: it may be a key that was put in the wrong place.
+        let Some((kind, name)) = text.split_once(':') else { return wrong("it has no `:`") };
+        if name.is_empty() || name.contains('\0') {
+            return wrong("there must be something after the `:`, without NUL");
         }
         match kind {
+            "file" if !Path::new(name).is_absolute() => wrong("the path is not absolute"),
             "file" => Ok(Self::File(name.into())),
-            "env" if !name.contains('=') => Ok(Self::Env(name)),
-            "credential" if !name.contains('/') && name != "." && name != ".." => Ok(Self::Credential(name)),
-            "keyring" => Ok(Self::Keyring(name)),
-            _ => Err(wrong()),
+            "env" if name.contains('=') => wrong("the name of a variable has no `=`"),
+            "env" => Ok(Self::Env(name.into())),
+            "credential" if name.contains('/') || name == "." || name == ".." => {
+                wrong("the name of a credential is no path")
+            }
+            "credential" => Ok(Self::Credential(name.into())),
+            "keyring" if name.len() > keyring::LONGEST => wrong("the description is longer than 4095 bytes"),
+            "keyring" => Ok(Self::Keyring(name.into())),
+            _ => wrong("it starts with none of the kinds that there are"),
         }
     }
 }
@@ -83,119 +116,107 @@ impl fmt::Display for DeviceKeySource {
 impl KeyProvider for DeviceKeySource {
     fn fetch(&self) -> Result<Secret<32>, KeyError> {
         let material = match self {
-            Self::File(path) => read(path, true)?,
-            Self::Env(name) => {
-                let value = std::env::var_os(name)
-                    .ok_or_else(|| KeyError(format!("there is no environment variable {name}")))?;
-                Zeroizing::new(value.into_vec())
-            }
-            Self::Credential(name) => {
-                let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-                    KeyError(format!(
-                        "systemd gave no credentials: add LoadCredential={name}:PATH to the unit"
-                    ))
-                })?;
-                read(&Path::new(&directory).join(name), false)?
-            }
-            Self::Keyring(description) => keyring(description)?,
+            Self::File(path) => from_file(path, true),
+            Self::Env(name) => from_env(name),
+            Self::Credential(name) => from_credential(std::env::var_os("CREDENTIALS_DIRECTORY"), name),
+            Self::Keyring(name) => keyring::read(name),
         };
-        if !BYTES.contains(&material.len()) {
-            return Err(KeyError(format!(
-                "{self} has {} bytes; a key has {} to {}: `head -c 64 /dev/urandom > FILE` makes one",
-                material.len(),
-                BYTES.start(),
-                BYTES.end()
-            )));
+        let key = material.and_then(|material| self.hash(&material));
+        key.map_err(|why| KeyError { from: self.to_string(), why })
+    }
+}
+
+impl DeviceKeySource {
+    fn hash(&self, material: &[u8]) -> Result<Secret<32>, String> {
+        let wrong = match material.len() {
+            0 => "it is empty".to_owned(),
+            len if len < LEAST => format!("it has {len} bytes, at least {LEAST} are needed"),
+            len if len > MOST => format!("it has more than {MOST} bytes"),
+            _ => return Ok(kdf::extract(material, b"", PURPOSE)),
+        };
+        Err(format!("{wrong}. {}", self.remedy()))
+    }
+
+    /// How to make a new one.
+    fn remedy(&self) -> String {
+        let made = match self {
+            Self::File(path) => {
+                let path = path.display();
+                format!("`(umask 077; head -c 64 /dev/urandom > {path}); chmod 600 {path}`")
+            }
+            Self::Env(name) => format!("`export {name}=$(head -c 64 /dev/urandom | base64 -w 0)`"),
+            Self::Credential(name) => {
+                format!(
+                    "`head -c 64 /dev/urandom > FILE; chmod 600 FILE`, and LoadCredential={name}:FILE in the unit"
+                )
+            }
+            Self::Keyring(name) => format!("`head -c 64 /dev/urandom | keyctl padd user {name} @s`"),
+        };
+        format!("For a new drive make one: {made}. One that drives were made with must stay as it was")
+    }
+}
+
+/// The bytes of a file, one more than [`MOST`] at most.
+fn from_file(path: &Path, checks_mode: bool) -> Result<Zeroizing<Vec<u8>>, String> {
+    // No FIFO makes this wait.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let file = file.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("there is no such file. {}", DeviceKeySource::File(path.into()).remedy())
         }
-        Ok(kdf::extract(&material, b"", b"quarry device key"))
-    }
-}
-
-fn read(path: &Path, is_private: bool) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-    let shown = path.display();
-    let failed = |error| KeyError(format!("{shown}: {error}"));
-    let file = File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.mode();
-    if is_private && mode & 0o077 != 0 {
-        return Err(KeyError(format!("{shown} can be read by others than its owner: `chmod 600 {shown}`")));
-    }
-    // All at once, so that no smaller copy is left behind; one byte more than there may be.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES.end() + 1));
-    file.take(*BYTES.end() as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
-}
-
-/// A key of the process's, session's or user's keyring (keyctl(2): KEYCTL_SEARCH, KEYCTL_READ).
-fn keyring(description: &str) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-    const SEARCH: libc::c_long = 10;
-    const READ: libc::c_long = 11;
-    let text = std::ffi::CString::new(description).map_err(|_| KeyError("a zero byte".to_owned()))?;
-    // KEY_SPEC_PROCESS_KEYRING, SESSION, USER, USER_SESSION.
-    let found = [-2_i64, -3, -4, -5].into_iter().find_map(|ring| {
-        // SAFETY: two strings that end with a zero byte and outlive the call; the kernel writes nothing.
-        let key =
-            unsafe { libc::syscall(libc::SYS_keyctl, SEARCH, ring, c"user".as_ptr(), text.as_ptr(), 0_i64) };
-        (key > 0).then_some(key)
-    });
-    let key = found.ok_or_else(|| {
-        let cause = std::io::Error::last_os_error();
-        KeyError(format!(
-            "no key {description:?} of type user in the keyrings of this process ({cause}): \
-             `keyctl padd user {description} @u < FILE` adds one"
-        ))
+        io::ErrorKind::PermissionDenied => {
+            format!("this process may not read it: run as its owner, or `chown` it ({error})")
+        }
+        _ => format!("it cannot be opened: {error}"),
     })?;
-    let mut bytes = Zeroizing::new(vec![0; BYTES.end() + 1]);
-    // SAFETY: the kernel writes at most the length given, which is the buffer's.
-    let len = unsafe { libc::syscall(libc::SYS_keyctl, READ, key, bytes.as_mut_ptr(), bytes.len()) };
-    let len = usize::try_from(len)
-        .map_err(|_| KeyError(format!("the key {description:?}: {}", std::io::Error::last_os_error())))?;
-    bytes.truncate(len);
+    let about = file.metadata().map_err(|error| format!("it cannot be opened: {error}"))?;
+    if !about.is_file() {
+        return Err("it is not a regular file: name one".to_owned());
+    }
+    if checks_mode && about.mode() & 0o077 != 0 {
+        return Err(format!(
+            "others than its owner may read or write it (mode {:03o}): `chmod 600 {}`, and make a new key if somebody may \
+             have read it",
+            about.mode() & 0o777,
+            path.display()
+        ));
+    }
+    let mut bytes = Zeroizing::new(vec![0; MOST + 1]);
+    let mut len = 0;
+    while len < bytes.len() {
+        match (&file).read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(format!("it cannot be read: {error}")),
+        }
+    }
+    bytes.truncate(len); // keeps its memory, all of which is zeroed when it is dropped
     Ok(bytes)
+}
+
+fn from_env(name: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+    match std::env::var_os(name) {
+        Some(value) => Ok(Zeroizing::new(value.into_vec())),
+        None => Err(format!("there is no such variable. {}", DeviceKeySource::Env(name.to_owned()).remedy())),
+    }
+}
+
+fn from_credential(directory: Option<OsString>, name: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+    let remedy = || DeviceKeySource::Credential(name.to_owned()).remedy();
+    let Some(directory) = directory.filter(|directory| directory != OsStr::new("")) else {
+        return Err(format!(
+            "CREDENTIALS_DIRECTORY is not set: the process was not started by a systemd unit with credentials. {}",
+            remedy()
+        ));
+    };
+    let path = Path::new(&directory).join(name);
+    if matches!(path.try_exists(), Ok(false)) {
+        return Err(format!("the unit has no such credential. {}", remedy()));
+    }
+    // systemd's directory is the unit's alone; the files in it have what mode it likes.
+    from_file(&path, false)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn files_are_private_and_long_enough() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        let source: DeviceKeySource = format!("file:{}", path.display()).parse().unwrap();
-        let problem = || source.fetch().unwrap_err().to_string();
-        assert!(problem().contains("No such file"), "{}", problem());
-        let write = |bytes: &[u8], mode| {
-            std::fs::write(&path, bytes).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        };
-        write(&[7; 64], 0o640);
-        assert!(problem().contains("chmod 600"), "{}", problem());
-        write(&[7; 31], 0o600);
-        assert!(problem().contains("has 31 bytes"), "{}", problem());
-        write(&[7; 5000], 0o600);
-        assert!(problem().contains("32 to 4096"), "{}", problem());
-        write(&[7; 64], 0o600);
-        let key = *source.fetch().unwrap().bytes();
-        write(&[[7; 64].as_slice(), b"\n"].concat(), 0o600);
-        assert_ne!(source.fetch().unwrap().bytes(), &key, "a line's end counts");
-    }
-
-    #[test]
-    fn what_is_no_source_is_refused() {
-        for text in ["", "file", "file:", "env:A=B", "credential:../x", "kms:x", "/etc/key"] {
-            assert!(text.parse::<DeviceKeySource>().is_err(), "{text}");
-        }
-        for text in ["file:/etc/key", "env:KEY", "credential:opal", "keyring:quarry:disk"] {
-            assert_eq!(text.parse::<DeviceKeySource>().unwrap().to_string(), text);
-        }
-    }
-
-    #[test]
-    fn missing_keys_say_what_to_do() {
-        let problem = |text: &str| text.parse::<DeviceKeySource>().unwrap().fetch().unwrap_err().to_string();
-        assert!(problem("env:QUARRY_NO_SUCH_KEY").contains("QUARRY_NO_SUCH_KEY"));
-        assert!(problem("keyring:quarry-no-such-key").contains("keyctl padd user"));
-    }
-}
+mod tests;

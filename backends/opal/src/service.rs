@@ -1,21 +1,21 @@
 //! [`Service`]: the thread on which a drive's TPer runs. It may block: PINs take their time, and each change is durable before
 //! its answer. A cluster below that does not answer holds up this drive's commands alone.
 
+use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use block::security::{SecurityCommand, SecurityError, SecurityEvent, SecurityReply, SecurityTransfer};
-use block::{Device, Security};
+use block::{Channel, Device, Reactor, Security};
 use zeroize::Zeroizing;
 
 use crate::crypto::seal;
 use crate::crypto::xts::XtsKey;
 use crate::layer;
-use crate::layout::{DATA_STORE_BYTES, DATA_STORE_START, Layout, MBR_BYTES, MBR_START};
-use crate::media::store::{LoadError, Store};
-use crate::media::{ByteTable, Disk};
+use crate::layout::Layout;
+use crate::media::{BlockIo, ByteTable, LoadError, Loaded, Store};
 use crate::secret::Secret;
 use crate::status::OpalStatus;
 use crate::tper::credential::LocalKeys;
@@ -126,25 +126,29 @@ fn begin(
     options: &OpalOptions,
     layout: &Layout,
 ) -> Result<Tper, OpenError> {
-    let mut store = Store::new(Disk::open(device).map_err(LoadError::Io)?);
+    let info = device.info();
+    let reactor = Reactor::new(8).map_err(OpenError::Thread)?;
+    let channel: Rc<dyn Channel> = device.channel(&reactor).map_err(LoadError::Io)?.into();
+    let mut store = Store::new(reactor.clone(), channel.clone(), info.block_size);
     let (local, state) = match store.load(device_key) {
-        Ok(payload) => {
-            let state = decode(&payload).ok_or(LoadError::Damaged)?;
-            (LocalKeys::derive(device_key, store.uuid()), state)
+        Ok(Loaded { uuid, payload }) => {
+            let state = decode(&payload).ok_or(OpenError::State)?;
+            (LocalKeys::derive(device_key, &uuid), state)
         }
         Err(LoadError::Blank) => {
             let mut uuid = [0; 16];
             seal::random(&mut uuid).map_err(|_| OpenError::Random)?;
             let local = LocalKeys::derive(device_key, &uuid);
             let state = Tper::factory(&local).map_err(|_| OpenError::Random)?;
-            store.format(device_key, uuid).map_err(LoadError::Io)?;
-            store.write(&encode(&state).ok_or(OpenError::Random)?, false).map_err(LoadError::Io)?;
+            let payload = encode(&state).ok_or(OpenError::State)?;
+            store.format(device_key, uuid, &payload)?;
             tracing::info!("made a new Opal disk: everything is unlocked, `quarry opal psid` shows its PSID");
             (local, state)
         }
         Err(error) => return Err(error.into()),
     };
-    let medium = Box::new(OnDisk { store });
+    let io = BlockIo::new(reactor, channel, info.block_size, info.abilities);
+    let medium = Box::new(OnDisk { store, io });
     Tper::start(state, local, medium, layout, options.cost).map_err(|_| OpenError::Start)
 }
 
@@ -207,13 +211,15 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<State> {
 /// The medium of a drive: the device below.
 struct OnDisk {
     store: Store,
+    io: BlockIo,
 }
 
 impl OnDisk {
-    fn table(area: Area) -> ByteTable {
+    fn table(&self, area: Area) -> ByteTable {
+        let block_size = self.io.block_size() as u32;
         match area {
-            Area::Mbr => ByteTable { start: MBR_START, bytes: MBR_BYTES },
-            Area::DataStore => ByteTable { start: DATA_STORE_START, bytes: DATA_STORE_BYTES },
+            Area::Mbr => ByteTable::mbr(block_size),
+            Area::DataStore => ByteTable::data_store(block_size),
         }
     }
 }
@@ -232,15 +238,15 @@ impl Medium for OnDisk {
     }
 
     fn read(&mut self, area: Area, key: &XtsKey, offset: u64, bytes: &mut [u8]) -> Result<(), MediumError> {
-        logged(Self::table(area).read(self.store.disk(), key, offset, bytes))
+        logged(self.table(area).read(&self.io, key, offset, bytes))
     }
 
     fn write(&mut self, area: Area, key: &XtsKey, offset: u64, bytes: &[u8]) -> Result<(), MediumError> {
-        logged(Self::table(area).write(self.store.disk(), key, offset, bytes))
+        logged(self.table(area).write(&self.io, key, offset, bytes))
     }
 
     fn wipe(&mut self) -> Result<(), MediumError> {
-        logged(Self::table(Area::Mbr).wipe(self.store.disk()))?;
-        logged(Self::table(Area::DataStore).wipe(self.store.disk()))
+        logged(self.table(Area::Mbr).wipe(&self.io))?;
+        logged(self.table(Area::DataStore).wipe(&self.io))
     }
 }

@@ -171,11 +171,11 @@ fn opal(section: &Section<'_>, base: &Path) -> Option<OpalDevice> {
 const KEY_EXAMPLE: &str = "\"file:/etc/quarry/opal.key\"";
 
 fn key_source(key: &At<String>, base: &Path, section: &Section<'_>) -> Option<At<DeviceKeySource>> {
-    match key.value.parse() {
-        Ok(DeviceKeySource::File(path)) => {
-            let path = absolute(base, &path.to_string_lossy());
-            Some(At::new(DeviceKeySource::File(path), key.spot.clone()))
-        }
+    let text = match key.value.strip_prefix("file:") {
+        Some(path) if !path.is_empty() => format!("file:{}", absolute(base, path).display()),
+        _ => key.value.clone(),
+    };
+    match text.parse::<DeviceKeySource>() {
         Ok(source) => Some(At::new(source, key.spot.clone())),
         Err(error) => {
             let help = format!("for example: key = {KEY_EXAMPLE}; a key itself never stands here");

@@ -1,9 +1,11 @@
-//! What the drive keeps on the device below: its state, and the byte tables. Everything here blocks: it runs on the drive's own
-//! thread.
+//! What belongs to the drive itself on the device below (see `layout`): its state ([`store`]) and the byte tables
+//! ([`tables`]). All of it is for a thread that may block, not for a reactor of the data path.
 
-mod disk;
+mod cipher;
+pub mod io;
 pub mod store;
-mod tables;
+pub mod tables;
 
-pub use disk::Disk;
+pub use io::BlockIo;
+pub use store::{FormatError, LoadError, Loaded, Store};
 pub use tables::ByteTable;
