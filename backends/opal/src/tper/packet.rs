@@ -38,8 +38,11 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+/// A header, its payload, and what follows.
+type Split<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
 /// Splits a header and the payload, whose length stands in the header's last four bytes, off `bytes`.
-fn split(bytes: &[u8], header: usize) -> Result<(&[u8], &[u8], &[u8]), Malformed> {
+fn split(bytes: &[u8], header: usize) -> Result<Split<'_>, Malformed> {
     let (head, rest) = bytes.split_at_checked(header).ok_or(Malformed)?;
     let len = usize::try_from(be32(head, header - 4)).map_err(|_| Malformed)?;
     let (payload, rest) = rest.split_at_checked(len).ok_or(Malformed)?;
@@ -161,8 +164,9 @@ mod tests {
         let mut two = good.clone();
         two.extend([0, 0, 0, 0, 0, 0, 0x80, 1, 0, 0, 0, 4, 9, 9, 9, 9]);
         two.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 5, 6, 0, 0]);
-        two[16..20].copy_from_slice(&((two.len() - 20) as u32).to_be_bytes());
-        two[40..44].copy_from_slice(&((two.len() - 44) as u32).to_be_bytes());
+        let len = two.len() as u32;
+        two[16..20].copy_from_slice(&(len - 20).to_be_bytes());
+        two[40..44].copy_from_slice(&(len - 44).to_be_bytes());
         assert_eq!(packets(&two).unwrap()[0].payload.stream(), [1, 2, 3, 4, 5, 6]);
     }
 
