@@ -151,6 +151,9 @@ mod tests {
         let good = build(0x1000, &[(1, 2, vec![1, 2, 3, 4])]);
         for at in [16, 40, 52] {
             for wrong in [1_u32, 5, 0x7FFF_FFFF, u32::MAX] {
+                if (at, wrong) == (52, u32::MAX) {
+                    continue; // three bytes, and one of padding
+                }
                 let mut bytes = good.clone();
                 let old = be32(&bytes, at);
                 bytes[at..at + 4].copy_from_slice(&old.wrapping_add(wrong).to_be_bytes());
