@@ -14,6 +14,20 @@ const BLOCKS: u64 = 2048;
 /// Outside.
 const OUTSIDE: u64 = 200;
 
+/// UIDs, in hexadecimal, of what sedutil has no commands for.
+const ADMIN1: &str = "0000000900010001";
+const USER1: &str = "0000000900030001";
+const RANGE1: &str = "0000080200030001";
+/// The ACEs that say who may lock and unlock range 1.
+const SET_READ_LOCKED_1: &str = "000000080003e001";
+const SET_WRITE_LOCKED_1: &str = "000000080003e801";
+
+/// The Set method of an object of the locking SP; `values` are tokens. (`--enableuser`, which would be a case of it, never
+/// accepts its arguments in sedutil 1.20.)
+fn set_values(authority: &str, pin: &str, object: &str, values: &str) -> String {
+    format!("--rawCmd 3 {authority} {pin} {object} 0000000600000017 f0f201f0{values}f1f3f1")
+}
+
 /// sedutil on the disk. It makes PINs of passwords by PBKDF2, some seconds for each in an emulated guest; or none.
 struct Sed<'a> {
     vm: &'a Vm,
@@ -204,11 +218,30 @@ fn sedutil_locks_a_range() {
     assert!(is_filled(&vm, "AB", end - 1, 1));
 
     // Users of the locking SP. Whoever can start a session may see how many ranges there are.
-    let session = |pin: &str| format!("--objDump 3 0000000900030001 {pin} 0000080100000001");
-    // (sedutil 1.20 counts its own parameters wrongly and enables no user: one that is not enabled gets no further.)
+    let session = |pin: &str| format!("--objDump 3 {USER1} {pin} 0000080100000001");
     sed.refused(&session("hers"), "NOT_AUTHORIZED");
+    sed.ok(&set_values(ADMIN1, "secret", USER1, "f20501f3"));
     sed.ok("--setPassword secret User1 hers");
-    sed.refused(&session("hers"), "NOT_AUTHORIZED");
+    sed.ok(&session("hers"));
+    sed.refused(&session("his"), "NOT_AUTHORIZED");
+    // One of them may lock and unlock the range, and nothing else, once the administrator has said so.
+    let (lock, unlock) = ("f20701f3f20801f3", "f20700f3f20800f3");
+    sed.refused(&set_values(USER1, "hers", RANGE1, lock), "NOT_AUTHORIZED");
+    for ace in [SET_READ_LOCKED_1, SET_WRITE_LOCKED_1] {
+        sed.ok(&set_values(ADMIN1, "secret", ace, &format!("f203f0f2a400000c05a8{USER1}f3f1f3")));
+    }
+    sed.ok(&set_values(USER1, "hers", RANGE1, lock));
+    denied_read(&vm, RANGE, 1);
+    denied_write(&vm, RANGE);
+    sed.refused(&set_values(USER1, "hers", RANGE1, "f20300f3"), "NOT_AUTHORIZED");
+    sed.refused(&set_values(USER1, "his", RANGE1, unlock), "NOT_AUTHORIZED");
+    denied_read(&vm, RANGE, 1);
+    sed.ok(&set_values(USER1, "hers", RANGE1, unlock));
+    assert!(is_filled(&vm, "AA", RANGE, 2));
+    // The administrator, who is in none of these ACEs now, has not locked himself out.
+    sed.ok("--setLockingRange 1 LK secret");
+    denied_read(&vm, RANGE, 1);
+    sed.ok("--setLockingRange 1 RW secret");
 
     // Power is cut while all is open: another machine finds it locked.
     assert_eq!(sed.state().as_bytes()[0], b'N', "nothing is locked");
