@@ -4,10 +4,13 @@ use qemu_configs::Guest;
 use quarry_tests::opal::{Drive, PLAINTEXT};
 use quarry_tests::{Server, Vm};
 
-use crate::{DISK, denied_read, denied_write, field, is_filled};
+use crate::{DISK, denied_read, denied_write, field, is_filled, line};
 
 /// Where the data of a volume starts, in MiB: behind LUKS2's header, which is in the global range.
 const DATA: u64 = 16;
+
+/// The size of a partition, in MiB. The first one starts at 1 MiB.
+const PARTITION: u64 = 300;
 
 /// Whether a guest that restarts finds its ranges locked. A machine that reboots keeps its disks' power.
 const REBOOT_LOCKS: bool = false;
@@ -201,4 +204,84 @@ fn volume_that_the_drive_encrypts_too() {
     vm.poweroff();
     server.stop();
     drive.assert_encrypted();
+}
+
+/// One drive, two volumes: a range for each, with a user of its own.
+#[test]
+fn two_volumes_on_partitions() {
+    let drive = Drive::new();
+    let server = drive.serve();
+    let vm = start(&server);
+    partition(&vm);
+    for (number, tag) in [(1, "AA"), (2, "BB")] {
+        let (node, key) = (format!("{DISK}p{number}"), format!("/tmp/key{number}"));
+        vm.ok(&format!("printf 'passphrase {number}' > {key}"));
+        // The second one finds a drive with an administrator.
+        vm.ok(&format!(
+            "echo administrator | cryptsetup luksFormat --batch-mode --type luks2 --hw-opal-only --key-file {key} \
+             --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {node} 2>&1"
+        ));
+        vm.ok(&format!("cryptsetup open --key-file {key} {node} volume{number} 2>&1"));
+        vm.ok(&format!(
+            "yes {} | head -c 4M | dd of=/dev/mapper/volume{number} bs=1M oflag=direct iflag=fullblock",
+            line(tag)
+        ));
+    }
+    let data = |number: u64| 1 + (number - 1) * PARTITION + DATA;
+    assert!(is_filled(&vm, "AA", data(1), 4) && is_filled(&vm, "BB", data(2), 4));
+
+    vm.ok("cryptsetup close volume1 2>&1");
+    denied_read(&vm, data(1), 1);
+    denied_write(&vm, data(1));
+    assert!(is_filled(&vm, "BB", data(2), 4), "the other one stays open");
+    let other = vm.fails(&format!("cryptsetup open --key-file /tmp/key2 {DISK}p1 volume1 2>&1"));
+    assert!(other.contains("No key available"), "{other}");
+
+    vm.poweroff();
+    let vm = start(&server);
+    wait_partitions(&vm);
+    for number in [1, 2] {
+        denied_read(&vm, data(number), 1);
+        vm.ok(&format!("printf 'passphrase {number}' > /tmp/key{number}"));
+    }
+    vm.ok(&format!("cryptsetup open --key-file /tmp/key2 {DISK}p2 volume2 2>&1"));
+    assert!(is_filled(&vm, "BB", data(2), 4));
+    denied_read(&vm, data(1), 1);
+    // One is given up, while it is locked; the other does not notice.
+    vm.ok("printf administrator > /tmp/administrator");
+    vm.ok(&format!("cryptsetup luksErase --batch-mode --key-file /tmp/administrator {DISK}p1 2>&1"));
+    assert!(!is_filled(&vm, "AA", data(1), 4), "nothing is locked, and nothing is there");
+    assert!(is_filled(&vm, "BB", data(2), 4));
+    vm.ok("cryptsetup close volume2 2>&1");
+    denied_read(&vm, data(2), 1);
+    vm.ok(&format!("cryptsetup open --key-file /tmp/key2 {DISK}p2 volume2 2>&1"));
+    assert!(is_filled(&vm, "BB", data(2), 4));
+
+    vm.poweroff();
+    server.stop();
+    drive.assert_encrypted();
+}
+
+/// Makes two partitions. The table of them is in the first block, which no range locks.
+#[track_caller]
+fn partition(vm: &Vm) {
+    let mut table = vec![0; 512];
+    for number in 0..2 {
+        let entry = &mut table[446 + number * 16..][..16];
+        let start = u32::try_from((1 + number as u64 * PARTITION) * 2048).expect("a block's number");
+        let len = u32::try_from(PARTITION * 2048).expect("a number of blocks");
+        entry[4] = 0x83; // Linux
+        entry[8..12].copy_from_slice(&start.to_le_bytes());
+        entry[12..].copy_from_slice(&len.to_le_bytes());
+    }
+    table[510..].copy_from_slice(&[0x55, 0xAA]);
+    vm.guest().put("/tmp/table", &table).unwrap();
+    vm.ok(&format!("dd if=/tmp/table of={DISK} oflag=direct 2>&1 && blockdev --rereadpt {DISK}"));
+    wait_partitions(vm);
+}
+
+#[track_caller]
+fn wait_partitions(vm: &Vm) {
+    vm.wait_disk("nvme0n1p1");
+    vm.wait_disk("nvme0n1p2");
 }
