@@ -207,7 +207,14 @@ fn sedutil_locks_a_range() {
         (RANGE << 20) - (32 << 10)
     );
     denied(&vm, &across);
-    assert!(is_filled(&vm, "CD", end, 1), "the range ends where it should");
+    // To the block.
+    let block =
+        |number: u64| format!("dd if={DISK} of=/dev/null bs=512 skip={number} count=1 iflag=direct 2>&1");
+    for (outside, inside) in [(RANGE * BLOCKS - 1, RANGE * BLOCKS), (end * BLOCKS, end * BLOCKS - 1)] {
+        vm.ok(&block(outside));
+        denied(&vm, &block(inside));
+    }
+    assert!(is_filled(&vm, "CD", end, 1), "what is behind the range is as it was");
     fill(&vm, "CE", end, 1);
     assert!(is_filled(&vm, "CE", end, 1));
     sed.refused("--setLockingRange 1 RW guessed", "NOT_AUTHORIZED");
@@ -242,6 +249,15 @@ fn sedutil_locks_a_range() {
     sed.ok("--setLockingRange 1 LK secret");
     denied_read(&vm, RANGE, 1);
     sed.ok("--setLockingRange 1 RW secret");
+
+    // Another key for the range, and for no other.
+    sed.refused("--rekeyLockingRange 1 guessed", "NOT_AUTHORIZED");
+    assert!(is_filled(&vm, "AA", RANGE, 2));
+    sed.ok("--rekeyLockingRange 1 secret");
+    assert!(!is_filled(&vm, "AA", RANGE, 2), "a new key reads the old data as noise");
+    assert!(is_filled(&vm, "CC", end + 1, 1));
+    fill(&vm, "AA", RANGE, 2);
+    assert!(is_filled(&vm, "AA", RANGE, 2));
 
     // Power is cut while all is open: another machine finds it locked.
     assert_eq!(sed.state().as_bytes()[0], b'N', "nothing is locked");
