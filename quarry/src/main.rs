@@ -25,20 +25,8 @@ fn main() -> ExitCode {
             print_all(&script)
         }
         Command::Check { config, offline } => check(config, *offline),
-        Command::Control(arguments) => match arguments.run() {
-            Ok(text) => print_all(text.as_bytes()),
-            Err(error) => {
-                complain(format_args!("error: {error}"));
-                exit::FAILED
-            }
-        },
-        Command::Opal(arguments) => match arguments.run() {
-            Ok(text) => print_all(text.as_bytes()),
-            Err(error) => {
-                complain(format_args!("error: {error}"));
-                exit::FAILED
-            }
-        },
+        Command::Control(arguments) => tell(arguments.run()),
+        Command::Opal(arguments) => tell(arguments.run()),
         Command::Volume(arguments) => match arguments.run() {
             Ok(text) => print_all(text.as_bytes()),
             Err(report) => {
@@ -53,6 +41,17 @@ fn main() -> ExitCode {
     }
     logging::flush();
     ExitCode::from(status)
+}
+
+/// Prints what a running server has answered.
+fn tell(answer: Result<String, String>) -> u8 {
+    match answer {
+        Ok(text) => print_all(text.as_bytes()),
+        Err(error) => {
+            complain(format_args!("error: {error}"));
+            exit::FAILED
+        }
+    }
 }
 
 fn print_all(bytes: &[u8]) -> u8 {

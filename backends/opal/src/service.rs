@@ -29,6 +29,7 @@ enum Job {
     Event(SecurityEvent),
     Resize(Layout),
     Look(Box<dyn FnOnce(&Tper) + Send>),
+    End,
 }
 
 /// A drive's thread.
@@ -89,14 +90,10 @@ impl Service {
         self.look(OpalStatus::of)
     }
 
-    /// Ends the thread when it has done what was submitted. Only the device calls this, when it is dropped.
-    pub fn stop(mut self: Arc<Self>) {
+    /// Ends the thread when it has done what was submitted, and waits for that. What comes later is refused.
+    pub fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match Arc::get_mut(&mut self) {
-            Some(service) => service.jobs = channel().0,
-            // A controller has it still: the thread ends with that.
-            None => return,
-        }
+        let _ = self.jobs.send(Job::End);
         if let Some(thread) = thread
             && thread.join().is_err()
         {
@@ -187,6 +184,7 @@ fn serve(mut tper: Tper, jobs: &Receiver<Job>, shared: &layer::Shared, options: 
             }
             Job::Resize(layout) => tper.resize(&layout),
             Job::Look(look) => look(&tper),
+            Job::End => return,
         }
     }
 }

@@ -48,6 +48,10 @@ impl Tper {
         let sp = self.sessions[session].sp;
         let allowed = self.allowed(session, object, method::GET)?;
         if let Some(size) = objects::byte_table(&self.view(session).state, sp, object) {
+            // Bytes have no columns of which some could be left out.
+            if allowed == 0 {
+                return Err(Status::NotAuthorized);
+            }
             return self.get_bytes(session, object, size, cells);
         }
         if cells.rows != (None, None) {

@@ -266,7 +266,8 @@ impl Tper {
         let whole = object == uid::ADMIN_SP;
         self.change(session, true, |live, keys| {
             if !whole {
-                return deactivate(live, keys, false);
+                // Of no effect where there is nothing to take back (Opal 2.01, 5.1.2).
+                return if live.state.locking.active { deactivate(live, keys, false) } else { Ok(()) };
             }
             let stale = live.state.locking.tables_used || live.state.locking.tables_stale;
             // Data is lost only where the Locking SP was active (Opal 2.01, 5.1.2.2).

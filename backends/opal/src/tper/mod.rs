@@ -347,12 +347,14 @@ impl Tper {
             mbr.done = false;
         }
         besides(&mut live.state);
-        let destroyed = keyring::settle(&mut live.state, &mut live.keys, &self.local, &[]);
-        let destroyed = destroyed.map_err(|_| MediumError)?;
+        let settled = keyring::settle(&mut live.state, &mut live.keys, &self.local, &[]);
+        if settled.is_err() {
+            live.keys.clear(); // whatever has no key is locked
+        }
         // In force before it is durable: to lock takes nothing away that could be missed.
         self.live = live.clone();
         self.revision += 1;
-        self.commit(live, destroyed)
+        self.commit(live, settled.map_err(|_| MediumError)?)
     }
 
     /// Makes `live` durable and the one in force.
@@ -550,6 +552,10 @@ impl Tper {
                 writer
             })
         };
+        let ends_session = matches!(wanted, method::REVERT | method::REVERT_SP | method::REACTIVATE);
+        if ends_session && self.is_in_transaction(session) {
+            return Err(Status::Fail); // the end of the session would take it back
+        }
         match wanted {
             method::GET => self.get(session, object, args),
             method::NEXT => self.next(session, object, args),

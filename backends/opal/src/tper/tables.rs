@@ -50,7 +50,7 @@ impl Tper {
         Ok((Area::DataStore, objects::data_store_offset(state, number) + offset))
     }
 
-    fn transaction_of(&self, session: usize) -> bool {
+    pub(super) fn is_in_transaction(&self, session: usize) -> bool {
         let tsn = self.sessions[session].tsn;
         self.transaction.as_ref().is_some_and(|transaction| transaction.tsn == tsn)
     }
@@ -65,7 +65,7 @@ impl Tper {
     ) -> Outcome<()> {
         let (area, offset) = self.place(session, table, offset)?;
         self.medium.read(area, &self.tables_key, offset, bytes)?;
-        if self.transaction_of(session)
+        if self.is_in_transaction(session)
             && let Some(transaction) = &self.transaction
         {
             transaction.staged.over(area, offset, bytes);
@@ -89,7 +89,7 @@ impl Tper {
                 Ok(())
             })?;
         }
-        if self.transaction_of(session)
+        if self.is_in_transaction(session)
             && let Some(transaction) = &mut self.transaction
         {
             return transaction.staged.add(area, offset, data);

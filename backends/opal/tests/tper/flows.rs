@@ -131,6 +131,21 @@ fn reverts_give_the_drive_back() {
 }
 
 #[test]
+fn a_revert_of_nothing_loses_nothing_and_none_is_taken_back() {
+    let mut host = Host::new();
+    let (factory, msid) = (host.block(0).2, host.msid());
+    host.within(ADMIN_SP, Some((SID, &msid)), |host| host.call(LOCKING_SP, REVERT, &[]))
+        .expect("nothing to do");
+    assert_eq!(host.block(0).2, factory);
+    host.own(b"admin");
+    host.within(LOCKING_SP, Some((ADMIN1, b"admin")), |host| {
+        host.exchange(host.tsn, HSN, &[0xFB, 0]);
+        assert_eq!(host.call(THIS_SP, REVERT_SP, &[]), Err(0x3F), "in a transaction");
+    });
+    assert!(host.tper.state().locking.active);
+}
+
+#[test]
 fn the_shadow_shows_what_was_loaded() {
     let mut host = Host::new();
     host.own(b"admin");

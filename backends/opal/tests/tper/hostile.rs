@@ -157,6 +157,19 @@ fn a_pin_cannot_be_read() {
 }
 
 #[test]
+fn a_data_store_is_for_those_who_may_read_it() {
+    const DATA_STORE: u64 = 0x0000_1001_0000_0000;
+    let mut host = Host::new();
+    host.own(b"admin");
+    let cells = [0xF0, 0xF2, 1, 0, 0xF3, 0xF2, 2, 0, 0xF3, 0xF1];
+    host.within(LOCKING_SP, Some((ADMIN1, b"admin")), |host| {
+        host.call(DATA_STORE, SET, &[0xF2, 0, 0, 0xF3, 0xF2, 1, 0xA1, 9, 0xF3]).expect("written");
+        assert_eq!(host.call(DATA_STORE, GET, &cells), Ok(vec![0xF0, 0xA1, 9, 0xF1]));
+    });
+    host.within(LOCKING_SP, None, |host| assert_eq!(host.call(DATA_STORE, GET, &cells), Err(1)));
+}
+
+#[test]
 fn block_sid_lasts_until_a_power_cycle() {
     let mut host = Host::new();
     let msid = host.msid();
